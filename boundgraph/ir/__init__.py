@@ -1,0 +1,35 @@
+"""The intermediate representation: typed programs, their text, rules, rewrites, analyses."""
+
+from boundgraph.ir.analysis import cuts as cuts
+from boundgraph.ir.analysis import depends_on as depends_on
+from boundgraph.ir.analysis import dominators as dominators
+from boundgraph.ir.analysis import graph_view as graph_view
+from boundgraph.ir.analysis import liveness as liveness
+from boundgraph.ir.analysis import to_dot as to_dot
+from boundgraph.ir.analysis import to_graphml as to_graphml
+from boundgraph.ir.drawing import to_svg as to_svg
+from boundgraph.ir.parser import parse_program as parse_program
+from boundgraph.ir.printer import print_node as print_node
+from boundgraph.ir.printer import print_program as print_program
+from boundgraph.ir.program import Attrs as Attrs
+from boundgraph.ir.program import Node as Node
+from boundgraph.ir.program import Program as Program
+from boundgraph.ir.program import ProgramBuilder as ProgramBuilder
+from boundgraph.ir.program import Value as Value
+from boundgraph.ir.rewrite import RewriteContext as RewriteContext
+from boundgraph.ir.rewrite import RewriteRule as RewriteRule
+from boundgraph.ir.rewrite import common_subexpressions as common_subexpressions
+from boundgraph.ir.rewrite import dead_code_elimination as dead_code_elimination
+from boundgraph.ir.rewrite import rewrite_program as rewrite_program
+from boundgraph.ir.types import Dim as Dim
+from boundgraph.ir.types import IntervalType as IntervalType
+from boundgraph.ir.types import Shape as Shape
+from boundgraph.ir.types import Size as Size
+from boundgraph.ir.types import Stage as Stage
+from boundgraph.ir.types import SymbolicType as SymbolicType
+from boundgraph.ir.types import TensorType as TensorType
+from boundgraph.ir.verifier import RULES as RULES
+from boundgraph.ir.verifier import OpTable as OpTable
+from boundgraph.ir.verifier import is_bounded as is_bounded
+from boundgraph.ir.verifier import is_bounded_op as is_bounded_op
+from boundgraph.ir.verifier import verify as verify
