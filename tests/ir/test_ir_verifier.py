@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
@@ -73,11 +74,11 @@ def node(result: Value, op: str, *inputs: Value, **attrs: object) -> Node:
     return Node(result, op, inputs, Attrs(attrs))
 
 
-def concrete(*nodes: Node, **changes: object) -> Program:
+def concrete(*nodes: Node, **changes: Any) -> Program:
     return replace(Program((X,), (W,), nodes, (X,)), **changes)
 
 
-def bounded(*nodes: Node, **changes: object) -> Program:
+def bounded(*nodes: Node, **changes: Any) -> Program:
     """Over an interval `%i` and symbolic values `%p` and `%q` of one block each."""
     return replace(Program((X, I, P, Q), (W,), nodes, (X,), Stage.BOUNDED), **changes)
 
