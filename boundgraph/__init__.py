@@ -1,0 +1,63 @@
+"""BoundGraph: a compiler for certified bounds on PyTorch networks.
+
+    >>> import torch, boundgraph as bg
+    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+    >>> bounds = bg.bound(model, method="mix")(bg.LinfBall(torch.zeros(1, 2), eps=0.1))
+    >>> bounds.lower.shape
+    torch.Size([1, 3])
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Loaded on first use, so that importing
+# boundgraph costs next to nothing beyond importing torch.
+_EXPORTS = {
+    "Bounds": "boundgraph.runtime.module",
+    "BoundProgram": "boundgraph.runtime.module",
+    "Box": "boundgraph.domains.regions",
+    "Interval": "boundgraph.domains.interval",
+    "LinearSpec": "boundgraph.domains.specs",
+    "LinfBall": "boundgraph.domains.regions",
+    "Margin": "boundgraph.domains.specs",
+    "bound": "boundgraph.compiler",
+    "compile": "boundgraph.compiler",
+    "evaluate": "boundgraph.evaluation",
+    "load": "boundgraph.runtime.saved",
+}
+_MODULES = {"attack": "boundgraph.attacks", "training": "boundgraph.training"}
+
+if TYPE_CHECKING:
+    from boundgraph import attacks as attack
+    from boundgraph import training as training
+    from boundgraph.compiler import bound as bound
+    from boundgraph.compiler import compile as compile
+    from boundgraph.domains.interval import Interval as Interval
+    from boundgraph.domains.regions import Box as Box
+    from boundgraph.domains.regions import LinfBall as LinfBall
+    from boundgraph.domains.specs import LinearSpec as LinearSpec
+    from boundgraph.domains.specs import Margin as Margin
+    from boundgraph.evaluation import evaluate as evaluate
+    from boundgraph.runtime.module import BoundProgram as BoundProgram
+    from boundgraph.runtime.module import Bounds as Bounds
+    from boundgraph.runtime.saved import load as load
+
+__all__ = ["__version__", *sorted((*_EXPORTS, *_MODULES))]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(_MODULES[name])
+    if name in _EXPORTS:
+        found = getattr(importlib.import_module(_EXPORTS[name]), name)
+        globals()[name] = found
+        return found
+    raise AttributeError(f"module 'boundgraph' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

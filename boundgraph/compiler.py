@@ -1,0 +1,247 @@
+"""Join frontend, passes and runtime: from a model to its bound program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.specs import LinearSpec, Margin, Spec
+from boundgraph.errors import ConfigError, RegionError
+from boundgraph.frontends.capture import Capture, capture
+from boundgraph.ir.program import Program
+from boundgraph.ops._infer import RegistryTable
+from boundgraph.passes import (
+    AttachLinear,
+    AttachMargin,
+    BoundedCommonSubexpressions,
+    BoundedDeadCode,
+    CleanStatistics,
+    CommonSubexpressions,
+    DeadCode,
+    FoldAffine,
+    FoldBatchNorm,
+    FoldSpec,
+    Pass,
+    RelaxIBP,
+    RelaxSymbolic,
+    run_pipeline,
+)
+from boundgraph.passes.attach_spec import MATRIX, OFFSET
+from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
+
+METHODS = ("ibp", "symbolic", "mix")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to compile.
+
+    Args:
+        method: `"ibp"`, `"symbolic"` or `"mix"`.
+        spec: bound rows of this specification instead of the outputs.
+        frontend: `"auto"`, `"torch_fx"` or `"torch_export"`.
+        training: allow BatchNorm in training mode (statistics from a clean batch).
+        dynamic_batch: dimension 0 of the inputs may vary; None finds out.
+        keep_symbolic: outputs stay symbolic (internal; for the interval attack).
+    """
+
+    method: str = "ibp"
+    spec: Spec | None = None
+    frontend: str = "auto"
+    training: bool = False
+    dynamic_batch: bool | None = None
+    keep_symbolic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise ConfigError(
+                f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}"
+            )
+        if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
+            raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
+
+
+def compile(
+    model: nn.Module,
+    *regions: Region | Tensor,
+    method: str = "ibp",
+    spec: Spec | None = None,
+    frontend: str = "auto",
+    training: bool = False,
+    dynamic_batch: bool | None = None,
+    keep_symbolic: bool = False,
+    **named_regions: Region | Tensor,
+) -> BoundProgram:
+    """Compile a model into a program that bounds its outputs over input regions.
+
+    Only the shapes and dtypes of the regions are used, and which inputs have one. The
+    result takes any batch size where the model does. The model is captured, not changed,
+    and its parameters are shared.
+
+    Args:
+        model: any `nn.Module` whose forward is tensor code.
+        regions: one per positional input of `forward`: `Box` or `LinfBall` where the input
+            is perturbed, a plain tensor where it is not.
+        method: `"ibp"` (intervals), `"symbolic"` (linear dependence on the input plus
+            error terms) or `"mix"` (both, intersected; never looser than ibp).
+        spec: `Margin(classes)` or `LinearSpec(matrix, offset)`, merged into the last layer.
+        frontend: `"auto"` tries symbolic tracing, then `torch.export`.
+        training: allow BatchNorm in training mode.
+        dynamic_batch: require (True) or forbid (False) a dynamic batch size.
+        named_regions: regions of keyword inputs of `forward`.
+
+    Raises:
+        CaptureError: no frontend can capture the model.
+        UnsupportedError: an op has no sound bound rule; lists all, with source lines.
+        ConfigError, RegionError, SpecError: an argument does not fit.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> region = LinfBall(torch.zeros(4, 2), eps=0.1)
+        >>> program = compile(model, region, method="mix", spec=Margin(classes=3))
+        >>> program(region, labels=torch.tensor([0, 1, 2, 0])).lower.shape
+        torch.Size([4, 3])
+    """
+    options = CompileOptions(
+        method, spec, frontend, training, dynamic_batch, keep_symbolic
+    )
+    captured = _capture(model, regions, named_regions, options)
+    return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
+
+
+def bound(
+    model: nn.Module, *, method: str = "ibp", spec: Spec | None = None, **options: Any
+) -> Callable[..., Bounds]:
+    """Transform a model into a function from regions to bounds.
+
+    Programs are compiled when first needed, one for each combination of input shapes
+    (batch size aside), dtypes and training mode, and of which inputs are perturbed.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> bounds = bound(model, method="ibp")(LinfBall(torch.zeros(1, 2), eps=0.1))
+        >>> bool((bounds.lower <= model(torch.zeros(1, 2))).all())
+        True
+    """
+    CompileOptions(method, spec)
+    programs: dict[Any, BoundProgram] = {}
+
+    def bounds_of(
+        *regions: Region | Tensor, labels: Tensor | None = None, **named: Region | Tensor
+    ) -> Bounds:
+        given = (*regions, *named.values())
+        modes = tuple(module.training for module in model.modules())
+        key = (
+            tuple((type(r) is Tensor, tuple(r.shape), _example(r).dtype) for r in given),
+            tuple(named),
+            modes,
+        )
+        if key not in programs:
+            programs[key] = compile(model, *regions, method=method, spec=spec, **options, **named)
+        return programs[key](*given, labels=labels)
+
+    return bounds_of
+
+
+def pipeline(program: Program, bounded: tuple[str, ...], options: CompileOptions) -> tuple[Pass, ...]:
+    """The passes of a method, in order."""
+    steps: list[Pass] = [DeadCode(), CommonSubexpressions()]
+    if isinstance(options.spec, Margin):
+        steps.append(AttachMargin(options.spec.classes))
+    elif isinstance(options.spec, LinearSpec):
+        offset = options.spec.offset
+        steps.append(
+            AttachLinear(
+                tuple(options.spec.matrix.shape), None if offset is None else tuple(offset.shape)
+            )
+        )
+    if options.training:
+        steps.append(CleanStatistics())
+    steps += [FoldBatchNorm(), FoldAffine(), FoldSpec(), DeadCode()]
+    if options.method == "ibp":
+        steps.append(RelaxIBP(bounded))
+    else:
+        steps.append(
+            RelaxSymbolic(bounded, mix=options.method == "mix", keep=options.keep_symbolic)
+        )
+    return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
+
+
+def compile_capture(
+    captured: Capture, bounded: tuple[str, ...], options: CompileOptions
+) -> BoundProgram:
+    """Compile what a frontend captured; `bounded` names the perturbed inputs."""
+    source = captured.program
+    program, records = run_pipeline(source, pipeline(source, bounded, options), RegistryTable())
+    constants = dict(captured.constants)
+    if isinstance(options.spec, LinearSpec):
+        output = source.outputs[0]
+        dtype = {"f64": torch.float64, "f32": torch.float32}.get(output.type.dtype)
+        constants[MATRIX] = options.spec.matrix.to(dtype)
+        if options.spec.offset is not None:
+            constants[OFFSET] = options.spec.offset.to(dtype)
+    extra = len(program.inputs) - isinstance(options.spec, Margin)
+    info = ProgramInfo(
+        method=options.method,
+        spec=options.spec,
+        inputs=len(source.inputs),
+        needs_clean=extra > len(source.inputs),
+        output_tree=None if options.spec is not None else captured.output_tree,
+        records=tuple(records),
+        frontend=captured.frontend,
+    )
+    return BoundProgram(program, captured.root, constants, info)
+
+
+def _example(region: Region | Tensor) -> Tensor:
+    if isinstance(region, Tensor):
+        return region
+    if isinstance(region, LinfBall):
+        return region.center
+    if isinstance(region, Box):
+        return region.lower
+    raise RegionError(
+        f"expected Box, LinfBall or a tensor, got {type(region).__name__}; "
+        "e.g. boundgraph.LinfBall(x, eps=0.1)"
+    )
+
+
+def _capture(
+    model: nn.Module,
+    regions: tuple[Region | Tensor, ...],
+    named: dict[str, Region | Tensor],
+    options: CompileOptions,
+) -> Capture:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be an nn.Module, got {type(model).__name__}")
+    if not regions and not named:
+        raise RegionError("no region given: pass one Box, LinfBall or tensor per model input")
+    if all(isinstance(region, Tensor) for region in (*regions, *named.values())):
+        raise RegionError("no input is perturbed: at least one must be a Box or LinfBall")
+    return capture(
+        model,
+        tuple(_example(region) for region in regions),
+        {name: _example(region) for name, region in named.items()},
+        frontend=options.frontend,
+        dynamic_batch=options.dynamic_batch,
+    )
+
+
+def _bounded_names(
+    captured: Capture,
+    regions: tuple[Region | Tensor, ...],
+    named: dict[str, Region | Tensor],
+) -> tuple[str, ...]:
+    given = (*regions, *named.values())
+    inputs = captured.program.inputs
+    return tuple(
+        value.name
+        for value, region in zip(inputs, given, strict=True)
+        if not isinstance(region, Tensor)
+    )
+

@@ -1,0 +1,176 @@
+"""Constructors that derive the rules of an op from its kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.symbolic import Symbolic, diagonal
+from boundgraph.ops._spec import (
+    EXACT,
+    BatchRule,
+    Kind,
+    OpSpec,
+    Rounding,
+    Rule,
+    Sampler,
+    batch_first,
+    keep_batch,
+    over_symbols,
+    register,
+)
+from boundgraph.relaxations.relaxation import Parallel
+
+
+def affine(
+    name: str,
+    concrete: Rule,
+    *,
+    linear: Rule | None = None,
+    magnitude: Rule | None = None,
+    rounding: Rounding = EXACT,
+    sample: Sampler,
+    batch: BatchRule = batch_first,
+    leading: bool = False,
+    lifted: Rule | None = None,
+    summary: str = "",
+) -> OpSpec:
+    """An op affine in operand 0, with constant (unbounded) further operands.
+
+    The interval rule is centre/radius: `center' = concrete(center)`,
+    `radius' = |L|·radius`, exact up to rounding because every output element depends on
+    each input element once.
+
+    Args:
+        linear: the op without its offset; `concrete` itself where there is none.
+        magnitude: `|L|`; `linear` where L is already non-negative.
+        leading: the op accepts any number of leading dimensions, so that generators need
+            no reshaping.
+        lifted: the linear part on a tensor with one more leading dimension, for ops whose
+            attributes name dimensions. Without `leading` or `lifted`, symbols are folded
+            into dimension 0, which must be the batch.
+    """
+    linear_part: Rule = linear or concrete
+    absolute: Rule = magnitude or linear_part
+
+    def interval(x: Interval, *rest: Tensor, **attrs: Any) -> Interval:
+        return Interval.from_center_radius(
+            concrete(x.center, *rest, **attrs), absolute(x.radius, *rest, **attrs)
+        )
+
+    def symbolic(x: Symbolic, *rest: Tensor, **attrs: Any) -> Symbolic:
+        def block(generators: Tensor) -> Tensor:
+            if lifted is not None:
+                return lifted(generators, *rest, **attrs)
+            if leading:
+                return linear_part(generators, *rest, **attrs)
+            return over_symbols(lambda folded: linear_part(folded, *rest, **attrs), generators)
+
+        return x.map(lambda center: concrete(center, *rest, **attrs), block)
+
+    return register(
+        OpSpec(
+            name,
+            Kind.AFFINE,
+            concrete,
+            interval=interval,
+            symbolic=symbolic,
+            magnitude=absolute,
+            boundable=(0,),
+            batch=batch,
+            rounding=rounding,
+            sample=sample,
+            summary=summary,
+        )
+    )
+
+
+def structural(
+    name: str,
+    concrete: Rule,
+    *,
+    lifted: Rule,
+    sample: Sampler,
+    batch: BatchRule,
+    summary: str = "",
+) -> OpSpec:
+    """An op that only moves elements of operand 0.
+
+    Args:
+        lifted: the same move on a tensor with one more leading dimension.
+    """
+
+    def interval(x: Interval, **attrs: Any) -> Interval:
+        return x.map(lambda part: concrete(part, **attrs))
+
+    def symbolic(x: Symbolic, **attrs: Any) -> Symbolic:
+        return x.map(lambda c: concrete(c, **attrs), lambda g: lifted(g, **attrs))
+
+    return register(
+        OpSpec(
+            name,
+            Kind.STRUCTURAL,
+            concrete,
+            interval=interval,
+            symbolic=symbolic,
+            magnitude=concrete,
+            boundable=(0,),
+            batch=batch,
+            sample=sample,
+            summary=summary,
+        )
+    )
+
+
+def elementwise(
+    name: str,
+    concrete: Rule,
+    *,
+    interval: Rule | None = None,
+    parallel: Rule | None = None,
+    rounding: Rounding,
+    sample: Sampler,
+    summary: str = "",
+) -> OpSpec:
+    """A function of one tensor, element by element.
+
+    Args:
+        interval: the interval rule; absent for an increasing function, which maps the ends.
+        parallel: `(pre: Interval, **attrs) -> Parallel`, two parallel lines that enclose
+            the function over `pre`; absent, the symbolic rule forgets correlation.
+    """
+
+    def increasing(x: Interval, **attrs: Any) -> Interval:
+        return Interval(concrete(x.lower, **attrs), concrete(x.upper, **attrs))
+
+    def symbolic(
+        x: Symbolic,
+        pre: Interval,
+        *,
+        block: str,
+        batch_dim: int | None,
+        features: tuple[int, ...],
+        **attrs: Any,
+    ) -> Symbolic:
+        assert parallel is not None
+        lines: Parallel = parallel(pre, **attrs)
+        scaled = x.map(lambda c: lines.slope * c + lines.middle, lambda g: lines.slope * g)
+        return scaled.with_block(block, diagonal(lines.half_gap, batch_dim, features))
+
+    return register(
+        OpSpec(
+            name,
+            Kind.ELEMENTWISE,
+            concrete,
+            interval=interval or increasing,
+            symbolic=symbolic if parallel else None,
+            relaxed=parallel is not None,
+            boundable=(0,),
+            batch=keep_batch,
+            rounding=rounding,
+            sample=sample,
+            summary=summary,
+        )
+    )

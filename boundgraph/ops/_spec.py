@@ -1,0 +1,239 @@
+"""What an op is, and the registry of all ops.
+
+An op is defined once: what it computes, how it maps intervals, how it maps symbolic
+intervals, how much its floating-point evaluation may err, how torch spells it and how
+to draw test cases for it. Frontends, passes, the command line and the tests read the
+registry; a missing rule is a hole that `boundgraph ops` prints.
+
+Rules are plain tensor code without value-dependent branches. Operands that carry a
+bound arrive as `Interval` (or `Symbolic`), all others as tensors.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+from boundgraph.errors import InternalError
+from boundgraph.ir.program import Value
+from boundgraph.ir.types import Shape, Size
+
+Rule = Callable[..., Any]
+
+
+class Kind(StrEnum):
+    """What can be derived for an op: see `docs/design.md`, "Kinds"."""
+
+    AFFINE = "affine"
+    STRUCTURAL = "structural"
+    ELEMENTWISE = "elementwise"
+    BILINEAR = "bilinear"
+    SELECTION = "selection"
+    COMPOSITE = "composite"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """How far a computed value may lie from the real one.
+
+    The error of an output element is at most
+    `ulps · u · |value| + γ(terms) · magnitude`, with u the unit roundoff of the dtype,
+    γ(n) = n·u / (1 − n·u) and `magnitude` the same op on absolute values.
+
+    Args:
+        ulps: relative error of the last operation, in unit roundoffs.
+        terms: number of accumulated products per output element as a function of the
+            op's operands and attributes; None where nothing is accumulated.
+    """
+
+    ulps: float = 0.0
+    terms: Callable[..., int] | None = None
+
+
+EXACT = Rounding()
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """A randomly drawn use of an op for the tests.
+
+    Args:
+        shapes: shape of each operand.
+        attrs: attributes.
+        bounded: positions of the operands that carry a bound.
+        low, high: range to draw operand values from.
+    """
+
+    shapes: tuple[tuple[int, ...], ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    bounded: tuple[int, ...] = (0,)
+    low: float = -3.0
+    high: float = 3.0
+
+
+Sampler = Callable[[random.Random], OpCase]
+BatchRule = Callable[..., int | None]
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One op of the registry.
+
+    Args:
+        name: unique name, as it prints in a program.
+        kind: decides which rules are derived.
+        concrete: `(*tensors, **attrs) -> Tensor`, what the op computes.
+        interval: the same with `Interval` at bounded positions; returns an `Interval`.
+        symbolic: the same with `Symbolic` at bounded positions; returns a `Symbolic`.
+            Where `relaxed`, it also takes `pre` (an `Interval` enclosing the operand),
+            `block`, `batch_dim` and `features`, and adds the block.
+        relaxed: the symbolic rule needs an enclosing interval and adds error terms.
+        magnitude: `|L|` applied to absolute values, for rounding analysis.
+        boundable: operand positions that may carry a bound; None means any.
+        batch: `(batch_dims, shapes, out_shape, **attrs) -> int | None`: where the
+            dimension that separates samples ends up, None where samples get mixed.
+        rounding: declared floating-point error of `concrete`.
+        sample: draws a test case.
+        summary: one line for `boundgraph ops`.
+    """
+
+    name: str
+    kind: Kind
+    concrete: Rule
+    interval: Rule | None = None
+    symbolic: Rule | None = None
+    relaxed: bool = False
+    magnitude: Rule | None = None
+    boundable: tuple[int, ...] | None = None
+    batch: BatchRule | None = None
+    rounding: Rounding = EXACT
+    sample: Sampler | None = None
+    summary: str = ""
+
+    def accepts(self, position: int) -> bool:
+        return self.boundable is None or position in self.boundable
+
+
+_OPS: dict[str, OpSpec] = {}
+_LOWERINGS: dict[Hashable, Callable[..., Any]] = {}
+
+
+def register(spec: OpSpec) -> OpSpec:
+    """Add an op to the registry; a second definition of a name is an error."""
+    if spec.name in _OPS:
+        raise InternalError(f"op {spec.name!r} is defined twice")
+    _OPS[spec.name] = spec
+    return spec
+
+
+def get(name: str) -> OpSpec | None:
+    """The op of that name, or None."""
+    return _OPS.get(name)
+
+
+def all_ops() -> tuple[OpSpec, ...]:
+    return tuple(_OPS[name] for name in sorted(_OPS))
+
+
+class Lowering(Protocol):
+    """What a lowering may use to add canonical ops for one captured call."""
+
+    def emit(self, op: str, *inputs: Value, **attrs: Any) -> Value:
+        """Add a node of a registered op; the result type is inferred."""
+        ...
+
+    def shape(self, value: Value) -> Shape: ...
+
+    def dim(self, value: Value, dim: int, *, extra: int = 0) -> int:
+        """A dimension as a non-negative int; `extra` counts dimensions about to be added."""
+        ...
+
+    def tensor(self, value: Any, like: Value | None = None) -> Value:
+        """A Value for a tensor-like argument: a Value, a Python number or a tensor."""
+        ...
+
+    def is_tensor(self, value: Any) -> bool: ...
+
+    def depends(self, value: Any) -> bool:
+        """Whether a value depends on the model's inputs (and so may carry a bound)."""
+        ...
+
+    def broadcast(self, *values: Any) -> tuple[Value, ...]:
+        """Values ready for one broadcasting op.
+
+        Those that depend on the inputs are reshaped and expanded to the common shape;
+        constants stay as they are.
+        """
+        ...
+
+    def reject(self, message: str, help: str | None = None) -> Any:
+        """Record an unsupported use at the user's line; returns a stand-in so that import goes on."""
+        ...
+
+
+def lowers(*targets: Hashable) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Register a lowering for torch functions, overloads (`aten.relu.default`) and methods.
+
+    Methods are spelled `"Tensor.relu"`. The lowering is called as
+    `lowering(b, *args, **kwargs)` with a `Lowering` first and the captured call's own
+    arguments; tensors arrive as `Value`s.
+    """
+
+    def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
+        for target in targets:
+            # torch gives some functions two names (F.relu_ is torch.relu_).
+            if _LOWERINGS.get(target, fn) is not fn:
+                raise InternalError(f"two lowerings for {target!r}")
+            _LOWERINGS[target] = fn
+        return fn
+
+    return wrap
+
+
+def lowering(target: Hashable) -> Callable[..., Any] | None:
+    return _LOWERINGS.get(target)
+
+
+def lowered_targets() -> Iterable[Hashable]:
+    return _LOWERINGS.keys()
+
+
+def keep_batch(batch_dims: tuple[int | None, ...], *_: Any, **__: Any) -> int | None:
+    """Samples stay where they are (element-wise ops of one operand)."""
+    return batch_dims[0]
+
+
+def batch_first(batch_dims: tuple[int | None, ...], *_: Any, **__: Any) -> int | None:
+    """Ops that act on each slice of dimension 0 by itself."""
+    return 0 if batch_dims[0] == 0 else None
+
+
+def broadcast_batch(
+    batch_dims: tuple[int | None, ...], shapes: tuple[Shape, ...], out: Shape, **_: Any
+) -> int | None:
+    """Broadcasting ops: bounded operands must have their samples on one output dimension."""
+    found = {
+        len(out) - len(shape) + dim
+        for dim, shape in zip(batch_dims, shapes, strict=True)
+        if dim is not None
+    }
+    return found.pop() if len(found) == 1 else None
+
+
+
+def over_symbols(fn: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:
+    """Apply a per-sample function to generators `[symbols, batch, ...]`."""
+    symbols = block.shape[0]
+    return fn(block.flatten(0, 1)).unflatten(0, (symbols, -1))
+
+
+def to_ends(fn: Callable[[Tensor], Tensor]) -> Callable[[Interval], Interval]:
+    """The interval rule of an increasing function."""
+    return lambda x: Interval(fn(x.lower), fn(x.upper))

@@ -1,0 +1,161 @@
+"""Convolutions and transposed convolutions in one, two and three dimensions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.ir.program import Value
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._spec import Lowering, OpCase, OpSpec, Rounding, lowers
+
+aten = torch.ops.aten
+_FORWARD = (F.conv1d, F.conv2d, F.conv3d)
+_TRANSPOSED = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)
+
+
+def _spread(value: Any, count: int) -> tuple[int, ...]:
+    """One number for all spatial dimensions, or one each."""
+    values = tuple(value) if isinstance(value, tuple | list) else (value,)
+    return values * count if len(values) == 1 else values
+
+
+def _terms(transposed: bool) -> Callable[..., int]:
+    def count(x: Tensor, weight: Tensor, *_: Tensor, **__: Any) -> int:
+        # A transposed convolution accumulates over input channels (dimension 0).
+        channels = weight.shape[0] if transposed else weight.shape[1]
+        return channels * math.prod(weight.shape[2:]) + 1
+
+    return count
+
+
+def _sampler(spatial: int, transposed: bool) -> Callable[[random.Random], OpCase]:
+    def sample(rng: random.Random) -> OpCase:
+        groups = rng.choice((1, 1, 2))
+        inputs, outputs = groups * rng.randint(1, 2), groups * rng.randint(1, 2)
+        kernel = tuple(rng.randint(1, 3) for _ in range(spatial))
+        stride = tuple(rng.randint(1, 2) for _ in range(spatial))
+        dilation = tuple(rng.randint(1, 2) for _ in range(spatial))
+        padding = tuple(rng.randint(0, 1) for _ in range(spatial))
+        size = tuple(rng.randint(5, 6) for _ in range(spatial))
+        attrs: dict[str, Any] = {"stride": stride, "padding": padding}
+        if transposed:
+            attrs["output_padding"] = tuple(
+                rng.randint(0, max(s, d) - 1) for s, d in zip(stride, dilation, strict=True)
+            )
+            weight = (inputs, outputs // groups, *kernel)
+        else:
+            weight = (outputs, inputs // groups, *kernel)
+        attrs |= {"groups": groups, "dilation": dilation}
+        shapes = ((rng.randint(1, 2), inputs, *size), weight)
+        return OpCase((*shapes, (outputs,)) if rng.random() < 0.5 else shapes, attrs)
+
+    return sample
+
+
+def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool) -> OpSpec:
+    def concrete(x: Tensor, weight: Tensor, *bias: Tensor, **attrs: Any) -> Tensor:
+        return fn(x, weight, *bias, **attrs)
+
+    def linear_part(x: Tensor, weight: Tensor, *_: Tensor, **attrs: Any) -> Tensor:
+        return fn(x, weight, **attrs)
+
+    def magnitude(x: Tensor, weight: Tensor, *_: Tensor, **attrs: Any) -> Tensor:
+        return fn(x, weight.abs(), **attrs)
+
+    return affine(
+        name,
+        concrete,
+        linear=linear_part,
+        magnitude=magnitude,
+        rounding=Rounding(terms=_terms(transposed)),
+        sample=_sampler(spatial, transposed),
+        summary=f"{spatial}-d {'transposed ' if transposed else ''}convolution, zero padding",
+    )
+
+
+for _n in (1, 2, 3):
+    _define(f"conv{_n}d", _FORWARD[_n - 1], _n, transposed=False)
+    _define(f"conv_transpose{_n}d", _TRANSPOSED[_n - 1], _n, transposed=True)
+
+
+def _with_batch(b: Lowering, x: Value, spatial: int, run: Callable[[Value], Value]) -> Value:
+    """Run on a batch of one where the model passes a single unbatched sample."""
+    shape = b.shape(x)
+    if len(shape) == spatial + 2:
+        return run(x)
+    out = run(b.emit("reshape", x, shape=(1, *shape)))
+    return b.emit("reshape", out, shape=b.shape(out)[1:])
+
+
+def _lower_forward(spatial: int) -> Callable[..., Value]:
+    def lower(
+        b: Lowering,
+        input: Value,
+        weight: Value,
+        bias: Value | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        dilation: Any = 1,
+        groups: int = 1,
+    ) -> Value:
+        attrs = {
+            "stride": _spread(stride, spatial),
+            "padding": padding if isinstance(padding, str) else _spread(padding, spatial),
+            "dilation": _spread(dilation, spatial),
+            "groups": groups,
+        }
+        operands = (weight,) if bias is None else (weight, bias)
+        return _with_batch(
+            b, input, spatial, lambda x: b.emit(f"conv{spatial}d", x, *operands, **attrs)
+        )
+
+    return lower
+
+
+def _lower_transposed(spatial: int) -> Callable[..., Value]:
+    def lower(
+        b: Lowering,
+        input: Value,
+        weight: Value,
+        bias: Value | None = None,
+        stride: Any = 1,
+        padding: Any = 0,
+        output_padding: Any = 0,
+        groups: int = 1,
+        dilation: Any = 1,
+    ) -> Value:
+        attrs = {
+            "stride": _spread(stride, spatial),
+            "padding": _spread(padding, spatial),
+            "output_padding": _spread(output_padding, spatial),
+            "groups": groups,
+            "dilation": _spread(dilation, spatial),
+        }
+        operands = (weight,) if bias is None else (weight, bias)
+        return _with_batch(
+            b, input, spatial, lambda x: b.emit(f"conv_transpose{spatial}d", x, *operands, **attrs)
+        )
+
+    return lower
+
+
+_ATEN_FORWARD = (
+    (aten.conv1d.default, aten.conv1d.padding),
+    (aten.conv2d.default, aten.conv2d.padding),
+    (aten.conv3d.default, aten.conv3d.padding),
+)
+_ATEN_TRANSPOSED = (
+    aten.conv_transpose1d.default,
+    aten.conv_transpose2d.input,
+    aten.conv_transpose3d.input,
+)
+for _n in (1, 2, 3):
+    lowers(_FORWARD[_n - 1], *_ATEN_FORWARD[_n - 1])(_lower_forward(_n))
+    lowers(_TRANSPOSED[_n - 1], _ATEN_TRANSPOSED[_n - 1])(_lower_transposed(_n))

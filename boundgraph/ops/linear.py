@@ -1,0 +1,87 @@
+"""Linear layers and matrix products with a constant: `x·Wᵀ + b`."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.ir.program import Value
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._spec import Lowering, OpCase, Rounding, lowers
+
+
+def _linear_part(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return F.linear(x, weight)
+
+
+def _magnitude(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
+    return F.linear(x, weight.abs())
+
+
+def _sample(rng: random.Random) -> OpCase:
+    rows, columns = rng.randint(1, 5), rng.randint(1, 6)
+    lead = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 2)))
+    shapes: tuple[tuple[int, ...], ...] = ((*lead, columns), (rows, columns))
+    return OpCase(shapes + ((rows,),) if rng.random() < 0.7 else shapes)
+
+
+def _batch(batch_dims: Any, shapes: Any, out: Any, **_: Any) -> int | None:
+    """Every dimension but the last (the contracted one) stays where it is."""
+    dim = batch_dims[0]
+    return dim if dim is not None and dim < len(out) - 1 else None
+
+
+linear = affine(
+    "linear",
+    F.linear,
+    linear=_linear_part,
+    magnitude=_magnitude,
+    leading=True,
+    batch=_batch,
+    rounding=Rounding(terms=lambda x, weight, *_, **__: weight.shape[1] + 1),
+    sample=_sample,
+    summary="x·Wᵀ + b on the last dimension",
+)
+
+
+@lowers(F.linear, torch.ops.aten.linear.default)
+def _(b: Lowering, input: Value, weight: Value, bias: Value | None = None) -> Value:
+    return b.emit("linear", input, weight, *(() if bias is None else (bias,)))
+
+
+@lowers(torch.ops.aten.addmm.default, torch.addmm)
+def _(
+    b: Lowering, input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: float = 1
+) -> Value:
+    if beta != 1 or alpha != 1:
+        return b.reject("addmm with alpha or beta other than 1 has no bound rule")
+    transposed = b.emit("permute", mat2, dims=(1, 0))
+    return b.emit("linear", mat1, transposed, input)
+
+
+def _batched(x: Tensor, matrix: Tensor) -> Tensor:
+    return torch.matmul(matrix, x.unsqueeze(-1)).squeeze(-1)
+
+
+def _batched_magnitude(x: Tensor, matrix: Tensor) -> Tensor:
+    return _batched(x, matrix.abs())
+
+
+def _sample_batched(rng: random.Random) -> OpCase:
+    batch, rows, columns = rng.randint(1, 3), rng.randint(1, 4), rng.randint(1, 5)
+    return OpCase(((batch, columns), (batch, rows, columns)))
+
+
+batched_linear = affine(
+    "batched_linear",
+    _batched,
+    magnitude=_batched_magnitude,
+    leading=True,
+    rounding=Rounding(terms=lambda x, matrix, **_: matrix.shape[-1] + 1),
+    sample=_sample_batched,
+    summary="a matrix of its own for each sample: M[i]·x[i]",
+)

@@ -1,0 +1,155 @@
+"""Batch normalisation, with stored statistics or with those of the clean batch."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.ir.program import Value
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lowers, register
+
+aten = torch.ops.aten
+
+
+def _normalize(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None, *, eps: float
+) -> Tensor:
+    return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+
+
+def _linear_part(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, _: Any = None, *, eps: float
+) -> Tensor:
+    return F.batch_norm(x, torch.zeros_like(mean), var, weight, None, False, 0.0, eps)
+
+
+def _magnitude(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, _: Any = None, *, eps: float
+) -> Tensor:
+    scale = None if weight is None else weight.abs()
+    return F.batch_norm(x, torch.zeros_like(mean), var, scale, None, False, 0.0, eps)
+
+
+def _sample(rng: random.Random) -> OpCase:
+    channels = rng.randint(1, 3)
+    spatial = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
+    count = rng.choice((2, 4))
+    # Operand values are drawn positive, because the second statistic is a variance.
+    shapes = ((rng.randint(1, 3), channels, *spatial), *((channels,),) * count)
+    return OpCase(shapes, {"eps": 1e-5}, low=0.25, high=2.0)
+
+
+affine(
+    "batch_norm",
+    _normalize,
+    linear=_linear_part,
+    magnitude=_magnitude,
+    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8),
+    sample=_sample,
+    summary="batch normalisation with given statistics",
+)
+
+
+def _training(x: Tensor, weight: Any = None, bias: Any = None, *, eps: float) -> Tensor:
+    return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps)
+
+
+register(
+    OpSpec(
+        "batch_norm_train",
+        Kind.COMPOSITE,
+        _training,
+        boundable=(),
+        summary="batch normalisation in training mode; bounded through `clean-statistics`",
+    )
+)
+
+
+def _batch_mean(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1).mean(1)
+
+
+def _batch_var(x: Tensor) -> Tensor:
+    return x.transpose(0, 1).flatten(1).var(1, unbiased=False)
+
+
+for _name, _fn in (("batch_mean", _batch_mean), ("batch_var", _batch_var)):
+    register(
+        OpSpec(
+            _name,
+            Kind.CONSTANT,
+            _fn,
+            boundable=(),
+            summary=f"{_name.replace('_', ' ')} per channel, of an unbounded batch",
+        )
+    )
+
+
+@lowers(F.batch_norm)
+def _(
+    b: Lowering,
+    input: Value,
+    running_mean: Value | None,
+    running_var: Value | None,
+    weight: Value | None = None,
+    bias: Value | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Value:
+    return _lower(b, input, running_mean, running_var, weight, bias, training, eps)
+
+
+@lowers(aten.batch_norm.default)
+def _(
+    b: Lowering,
+    input: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    training: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool = True,
+) -> Value:
+    return _lower(b, input, running_mean, running_var, weight, bias, training, eps)
+
+
+def _lower(
+    b: Lowering,
+    input: Value,
+    mean: Value | None,
+    var: Value | None,
+    weight: Value | None,
+    bias: Value | None,
+    training: bool,
+    eps: float,
+) -> Value:
+    if (weight is None) != (bias is None):
+        return b.reject("batch_norm with only one of weight and bias has no bound rule")
+    scale = () if weight is None else (weight, bias)
+    if training or mean is None or var is None:
+        return b.emit("batch_norm_train", input, *scale, eps=eps)
+    return b.emit("batch_norm", input, mean, var, *scale, eps=eps)
+
+
+def _fold_scale(var: Tensor, weight: Any = None, *, eps: float) -> Tensor:
+    inverse = (var + eps).rsqrt()
+    return inverse if weight is None else inverse * weight
+
+
+def _scale_rows(kernel: Tensor, scale: Tensor) -> Tensor:
+    return (kernel.flatten(1) * scale.unsqueeze(1)).view_as(kernel)
+
+
+for _name, _fn, _text in (
+    ("batch_norm_scale", _fold_scale, "weight / sqrt(var + eps) per channel"),
+    ("scale_rows", _scale_rows, "multiply each output channel of a kernel"),
+):
+    register(OpSpec(_name, Kind.CONSTANT, _fn, boundable=(), summary=_text))

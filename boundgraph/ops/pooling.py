@@ -1,0 +1,197 @@
+"""Average, adaptive average and max pooling."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+from boundgraph.ir.program import Value
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._spec import (
+    Kind,
+    Lowering,
+    OpCase,
+    OpSpec,
+    Rounding,
+    batch_first,
+    lowers,
+    register,
+)
+from boundgraph.ops.conv import _spread, _with_batch
+
+aten = torch.ops.aten
+_AVERAGE = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+_ADAPTIVE = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+_MAXIMUM = (F.max_pool1d, F.max_pool2d, F.max_pool3d)
+_ADAPTIVE_MAX = (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)
+
+
+def _sampler(spatial: int, keys: tuple[str, ...]) -> Any:
+    def sample(rng: random.Random) -> OpCase:
+        kernel = tuple(rng.randint(1, 3) for _ in range(spatial))
+        attrs: dict[str, Any] = {
+            "kernel_size": kernel,
+            "stride": tuple(rng.randint(1, 3) for _ in range(spatial)),
+            "padding": tuple(rng.randint(0, k // 2) for k in kernel),
+            "ceil_mode": rng.random() < 0.5,
+        }
+        if "count_include_pad" in keys:
+            attrs["count_include_pad"] = rng.random() < 0.5
+        if "dilation" in keys:
+            attrs["dilation"] = (1,) * spatial
+        size = tuple(rng.randint(4, 6) for _ in range(spatial))
+        return OpCase(((rng.randint(1, 2), rng.randint(1, 2), *size),), attrs)
+
+    return sample
+
+
+def _sample_adaptive(spatial: int) -> Any:
+    def sample(rng: random.Random) -> OpCase:
+        size = tuple(rng.randint(2, 6) for _ in range(spatial))
+        target = tuple(rng.randint(1, 4) for _ in range(spatial))
+        return OpCase(((rng.randint(1, 2), 2, *size),), {"output_size": target})
+
+    return sample
+
+
+def _define_selection(name: str, fn: Any, sample: Any, summary: str) -> None:
+    def concrete(x: Tensor, **attrs: Any) -> Tensor:
+        return fn(x, **attrs)
+
+    register(
+        OpSpec(
+            name,
+            Kind.SELECTION,
+            concrete,
+            interval=lambda x, **attrs: Interval(
+                concrete(x.lower, **attrs), concrete(x.upper, **attrs)
+            ),
+            boundable=(0,),
+            batch=batch_first,
+            sample=sample,
+            summary=summary,
+        )
+    )
+
+
+def _define(spatial: int) -> None:
+    average, adaptive = _AVERAGE[spatial - 1], _ADAPTIVE[spatial - 1]
+    affine(
+        f"avg_pool{spatial}d",
+        lambda x, **attrs: average(x, **attrs),
+        rounding=Rounding(ulps=2, terms=lambda x, *, kernel_size, **_: math.prod(kernel_size) + 1),
+        sample=_sampler(spatial, ("count_include_pad",)),
+        summary=f"{spatial}-d average pooling",
+    )
+    affine(
+        f"adaptive_avg_pool{spatial}d",
+        lambda x, *, output_size: adaptive(x, output_size),
+        rounding=Rounding(ulps=2, terms=lambda x, **_: math.prod(x.shape[2:]) + 1),
+        sample=_sample_adaptive(spatial),
+        summary=f"{spatial}-d average pooling to a fixed output size",
+    )
+    _define_selection(
+        f"max_pool{spatial}d",
+        _MAXIMUM[spatial - 1],
+        _sampler(spatial, ("dilation",)),
+        f"{spatial}-d max pooling",
+    )
+    _define_selection(
+        f"adaptive_max_pool{spatial}d",
+        _ADAPTIVE_MAX[spatial - 1],
+        _sample_adaptive(spatial),
+        f"{spatial}-d max pooling to a fixed output size",
+    )
+
+
+def _lower_average(spatial: int) -> Any:
+    def lower(
+        b: Lowering,
+        input: Value,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+        divisor_override: int | None = None,
+    ) -> Value:
+        if divisor_override is not None:
+            return b.reject("avg_pool with divisor_override has no bound rule")
+        kernel = _spread(kernel_size, spatial)
+        attrs = {
+            "kernel_size": kernel,
+            "stride": _spread(stride, spatial) if stride not in (None, (), []) else kernel,
+            "padding": _spread(padding, spatial),
+            "ceil_mode": ceil_mode,
+            "count_include_pad": count_include_pad,
+        }
+        return _with_batch(b, input, spatial, lambda x: b.emit(f"avg_pool{spatial}d", x, **attrs))
+
+    return lower
+
+
+def _lower_maximum(spatial: int) -> Any:
+    def lower(
+        b: Lowering,
+        input: Value,
+        kernel_size: Any,
+        stride: Any = None,
+        padding: Any = 0,
+        dilation: Any = 1,
+        ceil_mode: bool = False,
+        return_indices: bool = False,
+    ) -> Value:
+        if return_indices:
+            return b.reject("max_pool with return_indices: the indices depend on the input")
+        kernel = _spread(kernel_size, spatial)
+        attrs = {
+            "kernel_size": kernel,
+            "stride": _spread(stride, spatial) if stride not in (None, (), []) else kernel,
+            "padding": _spread(padding, spatial),
+            "dilation": _spread(dilation, spatial),
+            "ceil_mode": ceil_mode,
+        }
+        return _with_batch(b, input, spatial, lambda x: b.emit(f"max_pool{spatial}d", x, **attrs))
+
+    return lower
+
+
+def _lower_adaptive(op: str, spatial: int) -> Any:
+    def lower(
+        b: Lowering, input: Value, output_size: Any, return_indices: bool = False
+    ) -> Value:
+        if return_indices:
+            return b.reject("adaptive_max_pool with return_indices: they depend on the input")
+        spatial_shape = b.shape(input)[-spatial:]
+        target = tuple(
+            spatial_shape[i] if entry is None else entry
+            for i, entry in enumerate(_spread(output_size, spatial))
+        )
+        return _with_batch(b, input, spatial, lambda x: b.emit(op, x, output_size=target))
+
+    return lower
+
+
+_ATEN_AVERAGE = (aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default)
+_ATEN_MAXIMUM = (aten.max_pool1d.default, aten.max_pool2d.default, aten.max_pool3d.default)
+_ATEN_ADAPTIVE = (
+    aten.adaptive_avg_pool1d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.adaptive_avg_pool3d.default,
+)
+for _n in (1, 2, 3):
+    _define(_n)
+    lowers(_AVERAGE[_n - 1], _ATEN_AVERAGE[_n - 1])(_lower_average(_n))
+    lowers(_MAXIMUM[_n - 1], _ATEN_MAXIMUM[_n - 1], getattr(torch, f"max_pool{_n}d"))(
+        _lower_maximum(_n)
+    )
+    lowers(_ADAPTIVE[_n - 1], _ATEN_ADAPTIVE[_n - 1])(
+        _lower_adaptive(f"adaptive_avg_pool{_n}d", _n)
+    )
+    lowers(_ADAPTIVE_MAX[_n - 1])(_lower_adaptive(f"adaptive_max_pool{_n}d", _n))

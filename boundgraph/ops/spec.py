@@ -1,0 +1,157 @@
+"""Specification ops: classification margins, alone or merged into the last linear layer."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.symbolic import Symbolic
+from boundgraph.ops._spec import (
+    Kind,
+    OpCase,
+    OpSpec,
+    Rounding,
+    batch_first,
+    register,
+)
+
+
+def _own_class(labels: Tensor, classes: int) -> Tensor:
+    """`[batch, classes]`, true at each sample's label."""
+    return labels.unsqueeze(1) == torch.arange(classes, device=labels.device)
+
+
+def _margin(logits: Tensor, labels: Tensor, *, classes: int) -> Tensor:
+    return logits.gather(1, labels.unsqueeze(1)) - logits
+
+
+def _margin_interval(logits: Interval, labels: Tensor, *, classes: int) -> Interval:
+    index = labels.unsqueeze(1)
+    own = _own_class(labels, classes)
+    lower = logits.lower.gather(1, index) - logits.upper
+    upper = logits.upper.gather(1, index) - logits.lower
+    return Interval(lower.masked_fill(own, 0.0), upper.masked_fill(own, 0.0))
+
+
+def _margin_symbolic(logits: Symbolic, labels: Tensor, *, classes: int) -> Symbolic:
+    own = _own_class(labels, classes)
+
+    def block(generators: Tensor) -> Tensor:
+        # A masked sum picks the labelled class without indexing, whose gradient scatters.
+        picked = (generators * own).sum(2, keepdim=True)
+        return picked - generators
+
+    return logits.map(lambda c: _margin(c, labels, classes=classes), block)
+
+
+def _sample_margin(rng: random.Random) -> OpCase:
+    classes = rng.randint(2, 5)
+    return OpCase(((rng.randint(1, 4), classes), (-1,)), {"classes": classes})
+
+
+register(
+    OpSpec(
+        "margin",
+        Kind.AFFINE,
+        _margin,
+        interval=_margin_interval,
+        symbolic=_margin_symbolic,
+        boundable=(0,),
+        batch=batch_first,
+        rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
+        sample=_sample_margin,
+        summary="f_y − f_j for every class j",
+    )
+)
+
+
+def _linear_margin(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
+) -> Tensor:
+    return _margin(F.linear(x, weight, bias), labels, classes=classes)
+
+
+def _linear_margin_interval(
+    x: Interval, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
+) -> Interval:
+    """Centre from the logits; radius through |W_y − W_j|, which is where merging gains.
+
+    With few classes the C·C difference rows are shared by the batch and the label picks
+    among the products (no indexing of weights, whose gradient would scatter); with many,
+    each sample gathers its own C rows.
+    """
+    center = _linear_margin(
+        x.center, weight, bias, labels, classes=classes, pairwise=pairwise
+    )
+    if pairwise:
+        rows = (weight.unsqueeze(1) - weight.unsqueeze(0)).abs().flatten(0, 1)
+        all_pairs = F.linear(x.radius, rows).unflatten(1, (classes, classes))
+        own = _own_class(labels, classes).unsqueeze(2)
+        radius = (all_pairs * own).sum(1)
+    else:
+        difference = (weight[labels].unsqueeze(1) - weight).abs()
+        radius = torch.matmul(difference, x.radius.unsqueeze(2)).squeeze(2)
+    return Interval.from_center_radius(center, radius)
+
+
+def _linear_margin_symbolic(
+    x: Symbolic, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
+) -> Symbolic:
+    logits = x.map(lambda c: F.linear(c, weight, bias), lambda g: F.linear(g, weight))
+    return _margin_symbolic(logits, labels, classes=classes)
+
+
+def _linear_margin_magnitude(
+    x: Tensor, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
+) -> Tensor:
+    logits = F.linear(x, weight.abs(), bias.abs())
+    return logits.gather(1, labels.unsqueeze(1)) + logits
+
+
+def _sample_linear_margin(rng: random.Random) -> OpCase:
+    batch, classes, width = rng.randint(1, 3), rng.randint(2, 5), rng.randint(1, 5)
+    shapes: Any = ((batch, width), (classes, width), (classes,), (-1,))
+    return OpCase(shapes, {"classes": classes, "pairwise": rng.random() < 0.5})
+
+
+register(
+    OpSpec(
+        "linear_margin",
+        Kind.AFFINE,
+        _linear_margin,
+        interval=_linear_margin_interval,
+        symbolic=_linear_margin_symbolic,
+        magnitude=_linear_margin_magnitude,
+        boundable=(0,),
+        batch=batch_first,
+        rounding=Rounding(ulps=1, terms=lambda x, weight, *_, **__: 2 * weight.shape[1] + 4),
+        sample=_sample_linear_margin,
+        summary="margins merged into the last linear layer",
+    )
+)
+
+
+def _compose_weight(outer: Tensor, inner: Tensor) -> Tensor:
+    return torch.matmul(outer, inner)
+
+
+def _compose_bias(outer: Tensor, inner: Tensor, *outer_bias: Tensor) -> Tensor:
+    out = F.linear(inner, outer)
+    return out + outer_bias[0] if outer_bias else out
+
+
+def _zeros_rows(weight: Tensor) -> Tensor:
+    return torch.zeros_like(weight.select(1, 0))
+
+
+for _name, _fn, _text in (
+    ("compose_weight", _compose_weight, "matrix of two linear layers in a row"),
+    ("compose_bias", _compose_bias, "offset of two linear layers in a row"),
+    ("zero_bias", _zeros_rows, "a zero for each row of a matrix"),
+):
+    register(OpSpec(_name, Kind.CONSTANT, _fn, boundable=(), summary=_text))

@@ -1,0 +1,44 @@
+"""Parallel lines for rectifiers."""
+
+from __future__ import annotations
+
+import torch
+
+from boundgraph.domains.interval import Interval
+from boundgraph.relaxations.relaxation import Parallel
+
+
+def relu_parallel(x: Interval) -> Parallel:
+    """The chord of relu and its parallel through the origin.
+
+    With l' = min(l, 0) and u' = max(u, 0) the chord has slope λ = u'/(u' − l') in [0, 1]
+    and offset −λl' ≥ 0. relu is convex, so it lies below its chord on [l', u'] ⊇ [l, u];
+    and relu(x) ≥ λx for every x because 0 ≤ λ ≤ 1. Where u' = l' = 0 any λ in [0, 1]
+    serves; 0 is taken. For l ≥ 0 this gives λ = 1 and no gap, for u ≤ 0 λ = 0 and no gap.
+
+    Source: Wong & Kolter (arXiv 1711.00851) eq. 6; Weng et al., Fast-Lin (1804.09699).
+    """
+    return leaky_relu_parallel(x, 0.0)
+
+
+def leaky_relu_parallel(x: Interval, negative_slope: float) -> Parallel:
+    """The chord of leaky relu (0 ≤ negative_slope ≤ 1) and its parallel through the origin.
+
+    f(x) = max(x, s·x) is convex with f(0) = 0. Its chord on [l', u'] has slope
+    λ = (u' − s·l')/(u' − l') in [s, 1], so λx ≤ max(x, s·x) everywhere, and the chord,
+    λx + (s − λ)·l', lies above f between l' and u'.
+
+    Raises:
+        ValueError: `negative_slope` outside [0, 1], where the argument fails.
+    """
+    if not 0.0 <= negative_slope <= 1.0:
+        raise ValueError(f"needs 0 <= negative_slope <= 1, got {negative_slope}")
+    lower = x.lower.clamp(max=0.0)
+    upper = x.upper.clamp(min=0.0)
+    width = upper - lower
+    # Only a width of exactly 0 needs a stand-in: any smaller substitute for a tiny width
+    # would give a slope below the chord's and an upper line that cuts the function.
+    share = upper / torch.where(width > 0, width, 1.0)
+    slope = share + negative_slope * (1.0 - share) if negative_slope else share
+    half_gap = (negative_slope - slope) * lower * 0.5
+    return Parallel(slope, half_gap, half_gap)

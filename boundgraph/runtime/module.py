@@ -1,0 +1,272 @@
+"""`BoundProgram`: a compiled bound computation as an `nn.Module`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.specs import Margin, Spec
+from boundgraph.domains.symbolic import Symbolic
+from boundgraph.errors import NonFiniteError, RegionError, SpecError
+from boundgraph.ir.program import Program, Value
+from boundgraph.ir.types import Dim, IntervalType, SymbolicType
+from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
+from boundgraph.runtime.interpret import interpret
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Element-wise bounds of the model's output, or of the rows of a specification.
+
+    Args:
+        lower, upper: tensors shaped like `model(x)` (or the model's output tree of them);
+            `[batch, rows]` under a specification.
+    """
+
+    lower: Any
+    upper: Any
+
+    @property
+    def width(self) -> Any:
+        return pytree.tree_map(lambda upper, lower: upper - lower, self.upper, self.lower)
+
+    def __iter__(self) -> Any:
+        return iter((self.lower, self.upper))
+
+
+@dataclass(frozen=True)
+class ProgramInfo:
+    """What a `BoundProgram` knows about its own making.
+
+    Args:
+        method: the bound method.
+        spec: the specification merged into it, if any.
+        inputs: number of model inputs.
+        needs_clean: BatchNorm statistics come from a clean batch, passed separately.
+        output_tree: the model's output structure, None under a specification.
+        records: what each pass did.
+        frontend: which frontend captured the model.
+    """
+
+    method: str
+    spec: Spec | None = None
+    inputs: int = 1
+    needs_clean: bool = False
+    output_tree: Any = None
+    records: tuple[Any, ...] = field(default=(), compare=False)
+    frontend: str = ""
+
+
+class BoundProgram(nn.Module):
+    """A bound computation over the parameters of the model it was compiled from.
+
+    Calling it checks its arguments; `run` is the same computation without checks or
+    synchronisation, for training steps and `torch.compile`. It holds no bounds: two calls
+    never see each other.
+    """
+
+    def __init__(
+        self, program: Program, model: nn.Module, constants: dict[str, Tensor], info: ProgramInfo
+    ) -> None:
+        super().__init__()
+        self.ir = program
+        self.info = info
+        table = ConstantTable(constants)
+        self.graph_module: fx.GraphModule = emit(program, model, table)
+
+    @property
+    def model(self) -> nn.Module:
+        """The user's model: the same object, not a copy."""
+        return self.graph_module.model
+
+    @property
+    def constants(self) -> ConstantTable:
+        return self.graph_module.constants
+
+    @property
+    def method(self) -> str:
+        return self.info.method
+
+    @property
+    def spec(self) -> Spec | None:
+        return self.info.spec
+
+    @property
+    def records(self) -> tuple[Any, ...]:
+        return self.info.records
+
+    @property
+    def needs_clean(self) -> bool:
+        return self.info.needs_clean
+
+    def train(self, mode: bool = True) -> BoundProgram:
+        """Set our own flag only: the model below is the user's and keeps its mode."""
+        self.training = mode
+        return self
+
+    def run(
+        self,
+        inputs: Sequence[Interval | Tensor],
+        labels: Tensor | None = None,
+        clean: Sequence[Tensor] = (),
+    ) -> Any:
+        """Compute without checks, synchronisation or data-dependent branches.
+
+        Args:
+            inputs: per model input an `Interval` (bounded) or a tensor.
+            labels: `[batch]` integers under a `Margin`.
+            clean: the clean batch, one tensor per input, where `needs_clean`.
+
+        Returns:
+            An `Interval` (or a tensor, where the region does not reach the output), or a
+            tuple of them for a model with several outputs.
+        """
+        flat: list[Tensor] = []
+        for value in inputs:
+            flat.extend((value.lower, value.upper) if isinstance(value, Interval) else (value,))
+        flat.extend(clean)
+        if isinstance(self.info.spec, Margin):
+            if labels is None:
+                raise SpecError("a program with a Margin needs labels=")
+            flat.append(labels)
+        outputs = self.graph_module(*flat)
+        wrapped = tuple(
+            _wrap(value, output) for value, output in zip(self.ir.outputs, outputs, strict=True)
+        )
+        return wrapped[0] if len(wrapped) == 1 else wrapped
+
+    def forward(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
+        """Bounds over the regions.
+
+        Args:
+            regions: one per model input, in order; a plain tensor where the program was
+                compiled with that input unperturbed.
+            labels: `[batch]` integers, required under a `Margin`.
+
+        Raises:
+            RegionError: a region does not fit the model.
+            SpecError: labels missing, of the wrong shape or out of range.
+            NonFiniteError: weights, or the resulting bounds, are NaN.
+        """
+        inputs = self._check_regions(regions)
+        batch = inputs[0].any_part.shape[0] if isinstance(inputs[0], Interval) else len(inputs[0])
+        if isinstance(self.spec, Margin):
+            if labels is None:
+                raise SpecError("a program compiled with Margin needs labels=")
+            self.spec.check_labels(labels, batch)
+        elif labels is not None:
+            raise SpecError("labels= is only used with spec=Margin(classes)")
+        self._check_weights()
+        if self.needs_clean:
+            raise RegionError("this program was compiled for training; use run(..., clean=...)")
+        return self._as_bounds(self.run(inputs, labels))
+
+    def interpret(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
+        """The same bounds by the reference interpreter, node by node."""
+        values: list[Any] = list(self._check_regions(regions))
+        if labels is not None:
+            values.append(labels)
+        lookup = parameter_lookup(self.model, self.constants)
+        outputs = interpret(self.ir, values, lookup)
+        return self._as_bounds(outputs[0] if len(outputs) == 1 else outputs)
+
+    def trace_bounds(self, *regions: Region | Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+        """Every value of the program by name, for inspection."""
+        values: list[Any] = list(self._check_regions(regions))
+        if labels is not None:
+            values.append(labels)
+        found: dict[str, Any] = {}
+        interpret(
+            self.ir,
+            values,
+            parameter_lookup(self.model, self.constants),
+            on_node=lambda node, result: found.update({node.result.name: result}),
+        )
+        return found
+
+    def _as_bounds(self, outputs: Any) -> Bounds:
+        parts = outputs if isinstance(outputs, tuple) else (outputs,)
+        ends = [(p.lower, p.upper) if isinstance(p, Interval) else (p, p) for p in parts]
+        for value, (lower, upper) in zip(self.ir.outputs, ends, strict=True):
+            if bool(torch.isnan(lower).any() | torch.isnan(upper).any()):
+                raise NonFiniteError(
+                    f"the bounds of {value} contain NaN, so nothing is bounded. "
+                    f"{self._first_nan()}"
+                )
+        lowers, uppers = zip(*ends, strict=True)
+        if self.info.output_tree is None:
+            return Bounds(lowers[0], uppers[0])
+        return Bounds(
+            pytree.tree_unflatten(list(lowers), self.info.output_tree),
+            pytree.tree_unflatten(list(uppers), self.info.output_tree),
+        )
+
+    def _first_nan(self) -> str:
+        return (
+            "Call trace_bounds(...) to see the first value that is not finite; overflow of the "
+            "dtype is the usual cause"
+        )
+
+    def _check_weights(self) -> None:
+        for param in self.ir.params:
+            tensor = parameter_lookup(self.model, self.constants)(param.name)
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+                raise NonFiniteError(
+                    f"the model's {param.name} holds NaN or infinity; no bound can be computed"
+                )
+
+    def _check_regions(self, regions: Sequence[Region | Tensor]) -> list[Interval | Tensor]:
+        expected = self.ir.inputs[: self.info.inputs]
+        if len(regions) != len(expected):
+            names = ", ".join(value.name for value in expected)
+            raise RegionError(
+                f"{len(regions)} regions given, the model takes {len(expected)} inputs: {names}"
+            )
+        sizes: dict[str, int] = {}
+        checked: list[Interval | Tensor] = []
+        for value, region in zip(expected, regions, strict=True):
+            checked.append(_check_region(value, region, sizes))
+        return checked
+
+
+def _check_region(value: Value, region: Region | Tensor, sizes: dict[str, int]) -> Interval | Tensor:
+    bounded = isinstance(value.type, IntervalType)
+    if bounded != isinstance(region, Box | LinfBall):
+        wanted = "a region (Box or LinfBall)" if bounded else "a plain tensor"
+        raise RegionError(
+            f"input {value.name!r} was compiled as {wanted}, got {type(region).__name__}"
+        )
+    shape = tuple(region.shape)
+    fits = len(shape) == len(value.type.shape)
+    for have, want in zip(shape, value.type.shape, strict=False):
+        if isinstance(want, Dim):
+            solved, rest = divmod(have - want.offset, want.coeff)
+            fits = fits and not rest and sizes.setdefault(want.symbol, solved) == solved
+        else:
+            fits = fits and have == want
+    if not fits:
+        raise RegionError(
+            f"input {value.name!r} has shape {list(shape)}, the program takes {value.type}"
+            + (f" (with {sizes})" if sizes else "")
+        )
+    if not isinstance(region, Tensor):
+        return region.interval()
+    if region.is_floating_point() and not bool(torch.isfinite(region).all()):
+        raise NonFiniteError(f"input {value.name!r} holds NaN or infinity")
+    return region
+
+
+def _wrap(value: Value, output: Any) -> Any:
+    if isinstance(value.type, IntervalType):
+        return Interval(*output)
+    if isinstance(value.type, SymbolicType):
+        return Symbolic(*output)
+    return output
+

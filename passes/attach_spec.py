@@ -1,0 +1,100 @@
+"""Put a specification behind the model's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from boundgraph.errors import SpecError
+from boundgraph.ir.program import Attrs, Node, Program, Value
+from boundgraph.ir.types import Stage, TensorType, numel
+from boundgraph.passes.manager import Effect, Pass
+
+LABELS = "labels"
+MATRIX, OFFSET = "spec.matrix", "spec.offset"
+
+
+def _single_output(program: Program) -> Value:
+    if len(program.outputs) != 1:
+        raise SpecError(
+            f"a spec needs a model with one output tensor, this one returns {len(program.outputs)}"
+        )
+    return program.outputs[0]
+
+
+def _unused(program: Program, name: str) -> str:
+    taken = {value.name for value in program.inputs}
+    taken |= {node.result.name for node in program.nodes}
+    while name in taken:
+        name += "_"
+    return name
+
+
+@dataclass(frozen=True)
+class AttachMargin(Pass):
+    """`logits` becomes `margin(logits, labels)`, with the labels a new last input."""
+
+    classes: int
+
+    name: ClassVar[str] = "attach-margin"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, program: Program) -> Program:
+        logits = _single_output(program)
+        shape = logits.type.shape
+        if len(shape) != 2 or shape[1] != self.classes:
+            raise SpecError(
+                f"Margin(classes={self.classes}) needs an output [batch, {self.classes}], "
+                f"the model returns {logits.type}"
+            )
+        labels = Value(_unused(program, LABELS), TensorType("i64", shape[:1]))
+        result = Value(_unused(program, "margin"), logits.type)
+        node = Node(result, "margin", (logits, labels), Attrs({"classes": self.classes}))
+        return program.with_nodes(
+            (*program.nodes, node), inputs=(*program.inputs, labels), outputs=(result,)
+        )
+
+
+@dataclass(frozen=True)
+class AttachLinear(Pass):
+    """The flattened output times a matrix (parameter `@spec.matrix`), plus an offset."""
+
+    matrix: tuple[int, ...]
+    offset: tuple[int, ...] | None
+
+    name: ClassVar[str] = "attach-linear"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, program: Program) -> Program:
+        output = _single_output(program)
+        batch, *features = output.type.shape
+        width = numel(tuple(features))
+        if width != self.matrix[-1]:
+            raise SpecError(
+                f"LinearSpec has {self.matrix[-1]} columns, the model has {width} outputs a sample"
+            )
+        dtype = output.type.dtype
+        nodes, value = list(program.nodes), output
+        if len(features) != 1:
+            value = Value(_unused(program, "flat"), TensorType(dtype, (batch, width)))
+            nodes.append(
+                Node(value, "reshape", (output,), Attrs({"shape": (batch, width)}))
+            )
+        matrix = Value(MATRIX, TensorType(dtype, self.matrix), param=True)
+        params = [*program.params, matrix]
+        result = Value(_unused(program, "rows"), TensorType(dtype, (batch, self.matrix[-2])))
+        operands: tuple[Value, ...] = (value, matrix)
+        per_sample = len(self.matrix) == 3
+        if self.offset is not None:
+            offset = Value(OFFSET, TensorType(dtype, self.offset), param=True)
+            params.append(offset)
+            if not per_sample and len(self.offset) == 1:
+                operands = (value, matrix, offset)
+        nodes.append(Node(result, "batched_linear" if per_sample else "linear", operands))
+        if self.offset is not None and len(operands) == 2:
+            shifted = Value(_unused(program, "shifted_rows"), result.type)
+            nodes.append(Node(shifted, "add", (result, offset)))
+            result = shifted
+        return program.with_nodes(nodes, params=tuple(params), outputs=(result,))

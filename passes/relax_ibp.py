@@ -1,0 +1,63 @@
+"""Interval bound propagation as a program transformation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from boundgraph import ops
+from boundgraph.errors import Diagnostic, UnsupportedError
+from boundgraph.ir.program import Program, ProgramBuilder, Value
+from boundgraph.ir.types import IntervalType, Stage
+from boundgraph.ops.bounded import INTERVAL
+from boundgraph.passes._unsupported import diagnose
+from boundgraph.passes.manager import Effect, Pass
+
+
+@dataclass(frozen=True)
+class RelaxIBP(Pass):
+    """Replace every value that depends on a bounded input by an interval.
+
+    Values that do not depend on the region stay plain tensors.
+
+    Source: Gowal et al., arXiv 1810.12715.
+
+    Raises:
+        UnsupportedError: lists every op that has no interval rule where it is used.
+    """
+
+    bounded: tuple[str, ...]
+
+    name: ClassVar[str] = "relax-ibp"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.RELAXES
+
+    def run(self, program: Program) -> Program:
+        builder = ProgramBuilder(Stage.BOUNDED)
+        values: dict[str, Value] = {}
+        problems: list[Diagnostic] = []
+        for value in program.params:
+            values[str(value)] = builder.param(value.name, value.type)
+        for value in program.inputs:
+            type_ = value.type
+            if value.name in self.bounded:
+                type_ = IntervalType(type_.dtype, type_.shape)
+            values[str(value)] = builder.input(value.name, type_)
+        for node in program.nodes:
+            operands = [values[str(value)] for value in node.inputs]
+            positions = [
+                i for i, operand in enumerate(operands) if isinstance(operand.type, IntervalType)
+            ]
+            op, type_ = node.op, node.result.type
+            if positions:
+                spec = ops.get(node.op)
+                rejected = [i for i in positions if spec is None or not spec.accepts(i)]
+                if spec is None or spec.interval is None or rejected:
+                    problems.append(diagnose(node, spec, rejected or positions))
+                op, type_ = INTERVAL + node.op, IntervalType(type_.dtype, type_.shape)
+            values[str(node.result)] = builder.add(
+                op, operands, type_, node.attrs, name=node.result.name, span=node.span
+            )
+        if problems:
+            raise UnsupportedError(list(dict.fromkeys(problems)))
+        return builder.build(values[str(output)] for output in program.outputs)

@@ -1,0 +1,248 @@
+"""Symbolic intervals, alone or intersected with interval bounds, as a program transformation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from boundgraph import ops
+from boundgraph.errors import Diagnostic, UnsupportedError
+from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
+from boundgraph.ir.types import IntervalType, Shape, Stage, SymbolicType, TensorType
+from boundgraph.ops import Kind, OpSpec
+from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
+from boundgraph.passes._unsupported import diagnose, mixes_samples
+from boundgraph.passes.manager import Effect, Pass
+
+
+@dataclass(frozen=True)
+class RelaxSymbolic(Pass):
+    """Replace every value that depends on a bounded input by a symbolic interval.
+
+    Affine ops act on centre and generators. A relaxed op first concretises its operand,
+    then maps it through two parallel lines and adds one error symbol per element. An op
+    without a symbolic rule is bounded as an interval and starts anew from it: sound, and
+    as loose as an interval there.
+
+    With `mix`, an interval track runs beside; both are intersected before every relaxed
+    op and at the outputs, and the narrower interval feeds both tracks. Interval rules are
+    monotone in their operands, so the result is never looser than `ibp`.
+
+    Source: Wang et al., Neurify (arXiv 1809.08098), MixTrain (1811.02625); with parallel
+    lines as in Fast-Lin (1804.09699) and DeepZ (Singh et al. 2018).
+
+    Args:
+        bounded: names of the inputs that carry a region.
+        mix: run the interval track.
+        keep: outputs stay symbolic, for users of the linear dependence.
+    """
+
+    bounded: tuple[str, ...]
+    mix: bool = False
+    keep: bool = False
+
+    name: ClassVar[str] = "relax-symbolic"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.RELAXES
+
+    def run(self, program: Program) -> Program:
+        run = _Run(self, ProgramBuilder(Stage.BOUNDED))
+        for value in program.params:
+            run.plain[str(value)] = run.builder.param(value.name, value.type)
+        for value in program.inputs:
+            run.add_input(value)
+        for node in program.nodes:
+            run.add_node(node)
+        if run.problems:
+            raise UnsupportedError(list(dict.fromkeys(run.problems)))
+        return run.builder.build([run.output(value) for value in program.outputs])
+
+
+@dataclass
+class _Run:
+    """The tables of one run, keyed by the text of the concrete program's values."""
+
+    options: RelaxSymbolic
+    builder: ProgramBuilder
+    plain: dict[str, Value] = field(default_factory=dict)
+    symbolic: dict[str, Value] = field(default_factory=dict)
+    track: dict[str, Value] = field(default_factory=dict)
+    pre: dict[str, Value] = field(default_factory=dict)
+    batch: dict[str, int | None] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+
+    def add_input(self, value: Value) -> None:
+        if value.name not in self.options.bounded:
+            self.plain[str(value)] = self.builder.input(value.name, value.type)
+            return
+        key, type_ = str(value), value.type
+        interval = self.builder.input(value.name, IntervalType(type_.dtype, type_.shape))
+        dynamic = [i for i, entry in enumerate(type_.shape) if not isinstance(entry, int)]
+        self.batch[key] = dynamic[0] if dynamic else None
+        self.symbolic[key] = self._fresh(interval, key, value.name, None)
+        self.track[key] = self.pre[key] = interval
+
+    def add_node(self, node: Node) -> None:
+        bounded = [i for i, value in enumerate(node.inputs) if str(value) in self.symbolic]
+        if not bounded:
+            self.plain[str(node.result)] = self.builder.add(
+                node.op,
+                [self.plain[str(value)] for value in node.inputs],
+                node.result.type,
+                node.attrs,
+                name=node.result.name,
+                span=node.span,
+            )
+            return
+        spec = ops.get(node.op)
+        rejected = [i for i in bounded if spec is None or not spec.accepts(i)]
+        if spec is None or spec.interval is None or rejected:
+            self.problems.append(diagnose(node, spec, rejected or bounded))
+            self._give_up(node)
+            return
+        batch = self._batch(node, spec)
+        if batch is None and any(self.batch.get(str(v)) is not None for v in node.inputs):
+            self.problems.append(mixes_samples(node))
+            self._give_up(node)
+            return
+        self.batch[str(node.result)] = batch
+        linear = spec.symbolic is not None and (
+            not spec.relaxed or (spec.kind is Kind.BILINEAR and len(bounded) == 1)
+        )
+        if linear:
+            self._linear(node)
+        elif spec.symbolic is not None:
+            self._relaxed(node, bounded)
+        else:
+            self._restart(node)
+
+    def output(self, value: Value) -> Value:
+        key = str(value)
+        if key not in self.symbolic:
+            return self.plain[key]
+        return self.symbolic[key] if self.options.keep else self._interval(value)
+
+    def _linear(self, node: Node) -> None:
+        """Exact on the zonotope; no new symbols."""
+        key = str(node.result)
+        operands = [self.symbolic.get(str(v)) or self.plain[str(v)] for v in node.inputs]
+        blocks = dict.fromkeys(
+            block
+            for operand in operands
+            if isinstance(operand.type, SymbolicType)
+            for block in operand.type.blocks
+        )
+        self.symbolic[key] = self._add(
+            SYMBOLIC + node.op, operands, node, tuple(blocks), dict(node.attrs)
+        )
+        if self.options.mix:
+            tracks = [self.track.get(str(v)) or self.plain[str(v)] for v in node.inputs]
+            self.track[key] = self._add_interval(node, tracks)
+
+    def _relaxed(self, node: Node, bounded: list[int]) -> None:
+        """Two lines and a fresh symbol per element."""
+        key, type_ = str(node.result), node.result.type
+        pre = [self._interval(node.inputs[i]) for i in bounded]
+        operands = [self.symbolic.get(str(v)) or self.plain[str(v)] for v in node.inputs]
+        features = self._features(type_.shape, self.batch[key], node)
+        if features is None:
+            self._give_up(node)
+            return
+        block = node.result.name
+        blocks = dict.fromkeys(
+            name
+            for operand in operands
+            if isinstance(operand.type, SymbolicType)
+            for name in operand.type.blocks
+        )
+        attrs = dict(node.attrs) | {
+            "block": block,
+            "batch_dim": self.batch[key],
+            "features": features,
+        }
+        self.symbolic[key] = self._add(
+            SYMBOLIC + node.op, [*operands, *pre], node, (*blocks, block), attrs
+        )
+        if self.options.mix:
+            narrowed = [self._interval_or_plain(value) for value in node.inputs]
+            self.track[key] = self._add_interval(node, narrowed)
+
+    def _restart(self, node: Node) -> None:
+        """Bound as an interval and begin a new block."""
+        key = str(node.result)
+        interval = self._add_interval(node, [self._interval_or_plain(v) for v in node.inputs])
+        self.track[key] = self.pre[key] = interval
+        self.symbolic[key] = self._fresh(interval, key, node.result.name, node)
+
+    def _interval(self, value: Value) -> Value:
+        """The tightest interval at hand for a symbolic value."""
+        key = str(value)
+        if key not in self.pre:
+            type_ = IntervalType(value.type.dtype, value.type.shape)
+            found = self.builder.add(
+                "symbolic.concretize", (self.symbolic[key],), type_, name=f"{value.name}_bounds"
+            )
+            if self.options.mix:
+                found = self.builder.add(
+                    "interval.meet", (self.track[key], found), type_, name=f"{value.name}_mix"
+                )
+            self.pre[key] = found
+        return self.pre[key]
+
+    def _interval_or_plain(self, value: Value) -> Value:
+        return self._interval(value) if str(value) in self.symbolic else self.plain[str(value)]
+
+    def _fresh(self, interval: Value, key: str, block: str, node: Node | None) -> Value:
+        type_ = interval.type
+        batch = self.batch[key]
+        features = self._features(type_.shape, batch, node) or ()
+        return self.builder.add(
+            "symbolic.fresh",
+            (interval,),
+            SymbolicType(type_.dtype, type_.shape, (block,)),
+            {"block": block, "batch_dim": batch, "features": features},
+            name=f"{block}_symbols",
+        )
+
+    def _features(
+        self, shape: Shape, batch: int | None, node: Node | None
+    ) -> tuple[int, ...] | None:
+        sizes = tuple(entry for i, entry in enumerate(shape) if i != batch)
+        if all(isinstance(entry, int) for entry in sizes):
+            return sizes  # type: ignore[return-value]
+        if node is not None:
+            self.problems.append(mixes_samples(node))
+        return None
+
+    def _batch(self, node: Node, spec: OpSpec) -> int | None:
+        dims = tuple(self.batch.get(str(value)) for value in node.inputs)
+        if spec.batch is None or all(dim is None for dim in dims):
+            return None
+        shapes = tuple(value.type.shape for value in node.inputs)
+        return spec.batch(dims, shapes, node.result.type.shape, **node.attrs)
+
+    def _add(
+        self,
+        op: str,
+        operands: list[Value],
+        node: Node,
+        blocks: tuple[str, ...],
+        attrs: dict[str, object],
+    ) -> Value:
+        type_ = SymbolicType(node.result.type.dtype, node.result.type.shape, blocks)
+        return self.builder.add(op, operands, type_, attrs, name=node.result.name, span=node.span)
+
+    def _add_interval(self, node: Node, operands: list[Value]) -> Value:
+        type_ = IntervalType(node.result.type.dtype, node.result.type.shape)
+        name = f"{node.result.name}_interval"
+        return self.builder.add(
+            INTERVAL + node.op, operands, type_, node.attrs, name=name, span=node.span
+        )
+
+    def _give_up(self, node: Node) -> None:
+        """Stand-ins, so that the remaining problems are found too; never part of a result."""
+        key, type_ = str(node.result), node.result.type
+        self.batch[key] = None
+        stand_in = TensorType(type_.dtype, type_.shape)
+        value = Value(f"{node.result.name}_unsupported", stand_in)
+        self.symbolic[key] = self.track[key] = self.pre[key] = value
