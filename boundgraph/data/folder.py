@@ -64,7 +64,9 @@ def _all_grey(paths: list[Path]) -> bool:
     """Whether every file is grey; also checks that all can be opened and agree in size."""
     from PIL import Image, UnidentifiedImageError
 
-    unreadable, sizes, grey = [], {}, True
+    unreadable: list[str] = []
+    sizes: dict[tuple[int, int], Path] = {}
+    grey = True
     for path in paths:
         try:
             with Image.open(path) as image:

@@ -86,17 +86,19 @@ def load_npz(path: str | os.PathLike[str], name: str | None = None) -> DataSet:
     if not path.is_file():
         raise DataError(f"data file {path} does not exist")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise DataError(f"data file {path} holds a single array, not an .npz archive")
+        with file:
             missing = [key for key in KEYS if key not in file.files]
             arrays = {key: file[key] for key in KEYS if key in file.files}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(
             f"data file {path} cannot be read: {error}; it must be a NumPy .npz archive without "
             "pickled objects"
         ) from error
-    except AttributeError as error:
-        # np.load gives a bare array, which is no context manager, for an .npy file.
-        raise DataError(f"data file {path} holds a single array, not an .npz archive") from error
     if missing:
         raise DataError(
             f"data file {path} lacks {', '.join(missing)}; it has "

@@ -69,7 +69,7 @@ def test_nothing_is_downloaded_unless_asked(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["no-such-name", "no/such/file.npz", "no/such/folder"])
 def test_unknown_name(name, monkeypatch):
     monkeypatch.delenv("BOUNDGRAPH_DATA", raising=False)
-    with pytest.raises(DataError, match="no-such-name|no/such"):
+    with pytest.raises(DataError, match=r"no-such-name|no/such"):
         load(name)
 
 
