@@ -1,0 +1,224 @@
+"""Types of results, found by running an op's own definition on meta tensors.
+
+A dynamic size is probed at several values of its symbol and the results are fitted by
+a line; a result that does not lie on one line has no type. Nothing is computed: meta
+tensors have shapes and no data.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph.errors import InternalError
+from boundgraph.ir.program import Attrs, Node, Value
+from boundgraph.ir.types import (
+    Dim,
+    IntervalType,
+    Shape,
+    Size,
+    SymbolicType,
+    TensorType,
+    evaluate_shape,
+    size,
+)
+from boundgraph.ops import _spec, bounded
+from boundgraph.ops._dtypes import from_torch, to_torch
+from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
+
+# Two sizes give the line; the third, far off, finds what is not one (`b*b`, `min(b, 100)`).
+PROBES = (5, 7, 100_003)
+
+
+def fit(symbol: str, values: Sequence[int], probes: Sequence[int] = PROBES) -> Size:
+    """The size that has given values at the probes.
+
+    Args:
+        symbol: the symbol that was probed.
+        values: one size for each probe.
+        probes: the values of the symbol; with one probe the size is static.
+
+    Raises:
+        TypeError: when the values do not lie on one line with integer coefficients.
+    """
+    first = values[0]
+    if all(value == first for value in values):
+        return first
+    coeff, rest = divmod(values[1] - first, probes[1] - probes[0])
+    offset = first - coeff * probes[0]
+    line = [coeff * probe + offset for probe in probes]
+    if rest or line != list(values):
+        points = ", ".join(f"{v} at {symbol}={p}" for p, v in zip(probes, values, strict=True))
+        raise TypeError(f"a size is not linear in {symbol}: {points}")
+    return size(symbol, coeff, offset)
+
+
+def infer_type(
+    concrete: Callable[..., Any], types: Sequence[TensorType], attrs: Mapping[str, Any]
+) -> TensorType:
+    """The type of `concrete(*operands, **attrs)`.
+
+    Args:
+        concrete: what the op computes.
+        types: types of its operands.
+        attrs: its attributes; a `Dim` in them takes the probed size.
+
+    Raises:
+        TypeError: when the result is no tensor or its shape is not linear in the symbol.
+        Exception: whatever `concrete` raises on operands that it does not accept.
+    """
+    symbol = _symbol(types, attrs)
+    if symbol is None:
+        result = _run(concrete, types, attrs, {})
+        return TensorType(from_torch(result.dtype), tuple(result.shape))
+    results = [_run(concrete, types, attrs, {symbol: probe}) for probe in PROBES]
+    if len({(result.dtype, result.ndim) for result in results}) > 1:
+        raise TypeError(f"the dtype or the rank of the result depends on {symbol}")
+    sizes = zip(*(result.shape for result in results), strict=True)
+    return TensorType(from_torch(results[0].dtype), tuple(fit(symbol, entry) for entry in sizes))
+
+
+def meta_tensor(type_: TensorType, sizes: dict[str, int]) -> Tensor:
+    """A tensor of that type without data."""
+    shape = evaluate_shape(type_.shape, sizes)
+    return torch.empty(shape, dtype=to_torch(type_.dtype), device="meta")
+
+
+def evaluate(value: Any, sizes: dict[str, int]) -> Any:
+    """An attribute with its `Dim`s replaced by numbers."""
+    if isinstance(value, Dim):
+        return value.evaluate(sizes)
+    if isinstance(value, tuple):
+        return tuple(evaluate(item, sizes) for item in value)
+    return value
+
+
+def infer_node(node: Node) -> TensorType | None:
+    """The type that a node's result must have, or None where no rule says."""
+    if node.op in bounded.BOUND_ONLY:
+        return _infer_bound_only(node)
+    prefix = next((p for p in (INTERVAL, SYMBOLIC) if node.op.startswith(p)), "")
+    spec = _spec.get(node.op.removeprefix(prefix))
+    if spec is None:
+        return None
+    operands, attrs = node.inputs, node.attrs
+    if prefix == INTERVAL and any(isinstance(v.type, SymbolicType) for v in operands):
+        raise TypeError("an interval op reads a symbolic value that was not concretised")
+    if prefix == SYMBOLIC and spec.relaxed and "block" in attrs:
+        # The enclosing intervals follow the operands, one for each symbolic operand.
+        operands = operands[: len(operands) - sum(_is_symbolic(value) for value in operands)]
+        attrs = Attrs((k, v) for k, v in attrs.items() if k not in _BLOCK_ATTRS)
+    types = tuple(TensorType(value.type.dtype, value.type.shape) for value in operands)
+    found = _cached(spec.name, spec.concrete, types, attrs)
+    if prefix == INTERVAL:
+        return IntervalType(found.dtype, found.shape)
+    return _symbolic(found, node) if prefix == SYMBOLIC else found
+
+
+_BLOCK_ATTRS = ("block", "batch_dim", "features")
+
+
+def _is_symbolic(value: Value) -> bool:
+    return isinstance(value.type, SymbolicType)
+
+
+def _symbolic(type_: TensorType, node: Node) -> SymbolicType:
+    """The blocks that the rule will produce: those of the operands, then its own."""
+    blocks = dict.fromkeys(
+        block
+        for value in node.inputs
+        if isinstance(value.type, SymbolicType)
+        for block in value.type.blocks
+    )
+    if "block" in node.attrs:
+        blocks[node.attrs["block"]] = None
+    return SymbolicType(type_.dtype, type_.shape, tuple(blocks))
+
+
+def _infer_bound_only(node: Node) -> TensorType:
+    type_ = node.inputs[0].type
+    if node.op == "symbolic.fresh":
+        return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
+    if node.op == "interval.meet" and not all(
+        isinstance(value.type, IntervalType) for value in node.inputs
+    ):
+        raise TypeError("interval.meet needs two intervals")
+    return IntervalType(type_.dtype, type_.shape)
+
+
+@functools.lru_cache(maxsize=4096)
+def _cached(
+    name: str, concrete: Callable[..., Any], types: tuple[TensorType, ...], attrs: Attrs
+) -> TensorType:
+    if name == "unsupported":
+        return TensorType(attrs["dtype"], attrs["shape"])
+    return infer_type(concrete, types, attrs)
+
+
+class RegistryTable:
+    """What the verifier asks about ops, answered by the registry."""
+
+    def known(self, op: str) -> bool:
+        """Whether the op, or the op that a bounded op lifts, is registered with a rule for it."""
+        return bounded.known(op)
+
+    def infer(self, node: Node) -> TensorType | None:
+        """The type of a node's result, from running the op on meta tensors."""
+        return infer_node(node)
+
+    def arity(self, op: str) -> tuple[int, int | None] | None:
+        """Fewest and most operands, read off the signature of the op's definition."""
+        spec = _spec.get(op)
+        return _arity(spec.concrete) if spec is not None else None
+
+    def source(self, op: str) -> bool:
+        """No bounded op makes a bound out of plain operands: regions enter as inputs."""
+        return False
+
+
+def _arity(concrete: Callable[..., Any]) -> tuple[int, int | None] | None:
+    if not inspect.isfunction(concrete):
+        return None
+    fewest, most = 0, 0
+    for parameter in inspect.signature(concrete).parameters.values():
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            return fewest, None
+        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            fewest += parameter.default is parameter.empty
+            most += 1
+    return fewest, most
+
+
+def _symbol(types: Sequence[TensorType], attrs: Mapping[str, Any]) -> str | None:
+    found = {symbol for type_ in types for symbol in _symbols(type_.shape)}
+    found.update(symbol for value in attrs.values() for symbol in _symbols(value))
+    if len(found) > 1:
+        raise InternalError(f"an op with more than one dynamic size: {', '.join(sorted(found))}")
+    return found.pop() if found else None
+
+
+def _symbols(value: Shape | Any) -> set[str]:
+    if isinstance(value, Dim):
+        return {value.symbol}
+    if isinstance(value, tuple):
+        return {symbol for item in value for symbol in _symbols(item)}
+    return set()
+
+
+def _run(
+    concrete: Callable[..., Any],
+    types: Sequence[TensorType],
+    attrs: Mapping[str, Any],
+    sizes: dict[str, int],
+) -> Tensor:
+    with torch.inference_mode(False), torch.no_grad():
+        operands = [meta_tensor(type_, sizes) for type_ in types]
+        result = concrete(*operands, **{key: evaluate(value, sizes) for key, value in attrs.items()})
+    if not isinstance(result, Tensor):
+        raise TypeError(f"the op gives {type(result).__name__}, not a tensor")
+    return result
