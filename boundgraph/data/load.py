@@ -92,9 +92,9 @@ def load_npz(path: str | os.PathLike[str], name: str | None = None) -> DataSet:
         with file:
             missing = [key for key in KEYS if key not in file.files]
             arrays = {key: file[key] for key in KEYS if key in file.files}
+    except DataError:
+        raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(
             f"data file {path} cannot be read: {error}; it must be a NumPy .npz archive without "
             "pickled objects"
