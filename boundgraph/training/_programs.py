@@ -1,0 +1,82 @@
+"""Bound programs of a training loss, kept as long as what they depend on stays the same."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from boundgraph.compiler import compile
+from boundgraph.domains.regions import Box
+from boundgraph.domains.specs import Margin
+from boundgraph.errors import SpecError
+from boundgraph.runtime.module import BoundProgram
+
+
+def inner_module(model: nn.Module) -> nn.Module:
+    """The user's module inside a DistributedDataParallel wrapper, or the model itself."""
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        return model.module  # type: ignore[no-any-return]
+    return model
+
+
+def count_classes(model: nn.Module, x: Tensor) -> int:
+    """Width of `model(x)` from a run on fake tensors: no arithmetic, no state changed.
+
+    Raises:
+        SpecError: the output is not a `[batch, classes]` tensor.
+    """
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        output = torch.func.functional_call(model, fakes, (mode.from_tensor(x.detach()),))
+    if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != x.shape[0]:
+        what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise SpecError(
+            f"a classification loss needs logits [batch, classes]; the model returns {what}"
+        )
+    return int(output.shape[1])
+
+
+class ProgramCache:
+    """Programs by everything a program depends on.
+
+    Attributes:
+        active: the program last selected.
+        classes: number of classes of the model it belongs to.
+    """
+
+    def __init__(self) -> None:
+        self.active: BoundProgram | None = None
+        self.classes = 0
+        self._programs: dict[Hashable, tuple[BoundProgram, int]] = {}
+        # Keeps every part of a key alive, so that no id in a key is ever reused.
+        self._alive: list[object] = []
+        self._key: Hashable = None
+
+    def select(self, model: nn.Module, x: Tensor, method: str) -> None:
+        """Make the program for batches like `x` the active one, compiling it if needed."""
+        # Modules and parameters are part of the key by identity, so that replacing a layer
+        # or switching BatchNorm to evaluation cannot leave a stale program in use.
+        key = (
+            method,
+            tuple(x.shape[1:]),
+            x.dtype,
+            x.device,
+            tuple((id(module), module.training) for module in model.modules()),
+            tuple(id(parameter) for parameter in model.parameters()),
+        )
+        if key == self._key:
+            return
+        if key not in self._programs:
+            example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
+            classes = count_classes(model, example)
+            program = compile(
+                model, Box(example, example), method=method, spec=Margin(classes), training=True
+            )
+            self._programs[key] = (program, classes)
+            self._alive.append((*model.modules(), *model.parameters()))
+        self._key = key
+        self.active, self.classes = self._programs[key]
