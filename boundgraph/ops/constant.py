@@ -169,6 +169,7 @@ structural(
     "detach",
     lambda x: x.detach(),
     lifted=lambda g: g.detach(),
+    adjoint=lambda coeff, **_: coeff,
     batch=keep_batch,
     sample=lambda rng: OpCase(((rng.randint(1, 3), rng.randint(1, 3)),)),
     summary="the same values, cut off from the gradient",

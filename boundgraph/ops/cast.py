@@ -1,0 +1,81 @@
+"""Conversions between floating-point dtypes; moves between devices are no ops."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph.ir.program import Value
+from boundgraph.ops._dtypes import from_torch, to_torch
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._spec import Lowering, OpCase, Rounding, keep_batch, lowers
+
+aten = torch.ops.aten
+
+
+def _cast(x: Tensor, *, dtype: str) -> Tensor:
+    return x.to(to_torch(dtype))
+
+
+def _sample(rng: random.Random) -> OpCase:
+    shape = tuple(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))
+    return OpCase((shape,), {"dtype": "f64"})
+
+
+affine(
+    "cast",
+    _cast,
+    leading=True,
+    batch=keep_batch,
+    rounding=Rounding(ulps=1),
+    sample=_sample,
+    summary="the same values in another floating-point dtype",
+)
+
+
+def _convert(b: Lowering, x: Value, dtype: torch.dtype | None) -> Value:
+    if dtype is None or from_torch(dtype) == x.type.dtype:
+        return x
+    if b.depends(x) and not (x.type.is_float and dtype.is_floating_point):
+        return b.reject(  # type: ignore[no-any-return]
+            f"a conversion from {x.type.dtype} to {from_torch(dtype)} has no bound rule"
+        )
+    return b.emit("cast", x, dtype=from_torch(dtype))
+
+
+@lowers("Tensor.to", aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)
+@lowers(aten._to_copy.default)
+def _(b: Lowering, input: Value, *args: Any, **kwargs: Any) -> Value:
+    dtype = kwargs.get("dtype")
+    for arg in (*args, kwargs.get("other")):
+        if isinstance(arg, torch.dtype):
+            dtype = arg
+        elif isinstance(arg, Value):
+            dtype = to_torch(arg.type.dtype)
+    return _convert(b, input, dtype)
+
+
+@lowers("Tensor.type_as", aten.type_as.default)
+def _(b: Lowering, input: Value, other: Value) -> Value:
+    return _convert(b, input, to_torch(other.type.dtype))
+
+
+def _fixed(dtype: torch.dtype | None) -> Any:
+    def lower(b: Lowering, input: Value, *_: Any, **__: Any) -> Value:
+        return _convert(b, input, dtype)
+
+    return lower
+
+
+for _name, _dtype in {
+    "float": torch.float32,
+    "double": torch.float64,
+    "half": torch.float16,
+    "bfloat16": torch.bfloat16,
+    "cpu": None,
+    "cuda": None,
+}.items():
+    lowers(f"Tensor.{_name}")(_fixed(_dtype))

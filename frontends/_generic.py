@@ -1,0 +1,171 @@
+"""Calls that no lowering covers: run as they are, or stand-ins that say why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph.errors import Diagnostic
+from boundgraph.frontends import _python as python
+from boundgraph.frontends import _targets as targets
+from boundgraph.frontends._emitter import Emitter
+from boundgraph.ir.program import Value
+from boundgraph.ir.types import Dim
+from boundgraph.ops._dtypes import from_torch
+from boundgraph.ops.constant import EncodingError, encode
+from boundgraph.source import SourceSpan
+
+
+class NotImported(Exception):  # noqa: N818 - the caller decides what it means
+    """This graph cannot be imported; another frontend's graph of the model might."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(str(diagnostic))
+        self.diagnostic = diagnostic
+
+
+def per_result(
+    shadows: Sequence[Any],
+    probes: Sequence[int],
+    make: Callable[[tuple[int, ...], list[Tensor]], Any],
+    path: tuple[int, ...] = (),
+) -> Any:
+    """The nest of a call's results, with something made for each tensor in it.
+
+    Args:
+        shadows: the result on meta tensors, at each probe.
+        probes: the batch sizes.
+        make: from the path to a tensor, and that tensor at each probe.
+    """
+    first = shadows[0]
+    if isinstance(first, Tensor):
+        return make(path, list(shadows))
+    if isinstance(first, tuple | list) and python.has(Tensor, first):
+        items = [
+            per_result([shadow[i] for shadow in shadows], probes, make, (*path, i))
+            for i in range(len(first))
+        ]
+        return rebuild(first, items)
+    if python.has(Tensor, first):
+        raise NotImported(Diagnostic(f"a call returns {type(first).__name__} of tensors"))
+    return python.unify(shadows, probes)
+
+
+def rebuild(like: Any, items: list[Any]) -> Any:
+    """Items in a container like another: list, tuple, named tuple or torch's own tuples."""
+    kind = type(like)
+    return kind(*items) if hasattr(like, "_fields") else kind(items)
+
+
+def call(
+    emitter: Emitter,
+    key: Any,
+    args: Any,
+    kwargs: Any,
+    shadows: Sequence[Any],
+    probes: Sequence[int],
+    *,
+    in_place: bool,
+) -> Any:
+    """Emit `call` nodes that run a torch function as it is, one for each result.
+
+    Raises:
+        NotImported: when the function, or one of its arguments, has no text.
+    """
+    operands: list[Value] = []
+    try:
+        attrs = {
+            "target": targets.dotted(key, functional=in_place),
+            "args": encode(tuple(args), operands),
+            "kwargs": tuple((name, encode(value, operands)) for name, value in kwargs.items()),
+        }
+    except (EncodingError, TypeError) as error:
+        raise NotImported(Diagnostic(str(error), emitter.span)) from error
+    return per_result(
+        shadows, probes, lambda path, _: emitter.emit("call", *operands, **attrs, output=path)
+    )
+
+
+def stand_in(
+    emitter: Emitter,
+    values: Sequence[Value],
+    shadows: Sequence[Any],
+    probes: Sequence[int],
+    *,
+    message: str,
+    help: str | None,
+) -> Any:
+    """`unsupported` nodes of the types that the call would have given."""
+
+    def make(_: tuple[int, ...], tensors: list[Tensor]) -> Value:
+        return emitter.emit(
+            "unsupported",
+            *dict.fromkeys(values),
+            message=message,
+            help=help,
+            dtype=from_torch(tensors[0].dtype),
+            shape=python.unify([tuple(tensor.shape) for tensor in tensors], probes),
+        )
+
+    return per_result(shadows, probes, make)
+
+
+def factory(
+    fn: Callable[..., Any], args: Any, kwargs: Any, device: torch.device, span: SourceSpan | None
+) -> Tensor:
+    """The tensor that a call without tensor operands makes, e.g. `torch.arange(10)`.
+
+    Raises:
+        NotDynamic: when its size is the batch size.
+        NotImported: when it makes anything but one tensor.
+    """
+    if python.has(Dim, args, kwargs):
+        raise python.NotDynamic("a tensor is made whose values depend on the batch size")
+    result = fn(*_on_device(args, device), **_on_device(kwargs, device))
+    if not isinstance(result, Tensor):
+        raise NotImported(Diagnostic(f"a call returns {type(result).__name__} of tensors", span))
+    return result
+
+
+def _on_device(value: Any, device: torch.device) -> Any:
+    if isinstance(value, torch.device):
+        # The importer answers `x.device` with meta, for it does not know where x will be.
+        return device if value.type == "meta" else value
+    if isinstance(value, dict):
+        return {name: _on_device(item, device) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_on_device(item, device) for item in value)
+    return value
+
+
+def is_random(fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
+    """Whether a call on meta tensors draws random numbers."""
+    with targets.RandomWatch() as watch:
+        fn(*args, **kwargs)
+    return watch.seen
+
+
+def to_meta(key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Arguments that keep a call on meta tensors wherever the user runs it."""
+    args, kwargs = _devices_to_meta(args), _devices_to_meta(kwargs)
+    if isinstance(kwargs.get("device"), str | int):
+        kwargs["device"] = torch.device("meta")
+    name = targets.base_name(key)
+    if name == "to" and len(args) > 1 and isinstance(args[1], str):
+        args = (args[0], torch.device("meta"), *args[2:])
+    if name in ("cpu", "cuda"):
+        args = args[:1]
+    return args, kwargs
+
+
+def _devices_to_meta(value: Any) -> Any:
+    if isinstance(value, torch.device):
+        return torch.device("meta")
+    if isinstance(value, dict):
+        return {name: _devices_to_meta(item) for name, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_devices_to_meta(item) for item in value)
+    return value

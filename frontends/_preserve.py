@@ -1,0 +1,86 @@
+"""Leave the user's model, and the random state, as capture found them."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from boundgraph.frontends._aliases import storage, tensors_in
+
+
+@contextmanager
+def preserved(model: nn.Module) -> Iterator[None]:
+    """Restore every attribute of every submodule, and the random generators, on exit."""
+    before = [(module, _copies(module)) for module in model.modules()]
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        for module, attributes in before:
+            _restore(module, attributes)
+
+
+def _copies(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Each attribute and, of a container, a copy of what it holds."""
+    return {
+        name: (value, value.copy() if isinstance(value, dict | list | set) else None)
+        for name, value in module.__dict__.items()
+    }
+
+
+def _restore(module: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:
+    for name in [name for name in module.__dict__ if name not in attributes]:
+        del module.__dict__[name]
+    for name, (value, copy) in attributes.items():
+        module.__dict__[name] = value
+        if isinstance(value, dict | list | set) and value != copy:
+            _refill(value, copy)
+
+
+def _refill(value: Any, copy: Any) -> None:
+    value.clear()
+    if isinstance(value, list):
+        value.extend(copy)
+    else:
+        value.update(copy)
+
+
+class TouchedError(RuntimeError):
+    """The model computes with tensors that tracing does not see."""
+
+
+class Untouched(TorchDispatchMode):
+    """Refuses to compute with tensors that existed before tracing began, and randomly.
+
+    During symbolic tracing what the tracer sees is never a real tensor. Real tensors that
+    the model computes with (through `self.parameters()`, globals, lists) would be frozen
+    at their present values, or written into.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._made: dict[int, Tensor] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            raise TouchedError(f"the model draws random numbers with {func}")
+        for tensor in tensors_in((args, kwargs)):
+            if storage(tensor) not in self._made:
+                raise TouchedError(
+                    f"the model computes with a tensor that symbolic tracing does not see ({func})"
+                )
+        result = func(*args, **kwargs)
+        for tensor in tensors_in(result):
+            self._made[storage(tensor)] = tensor
+        return result
