@@ -59,9 +59,7 @@ class CompileOptions:
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
-            raise ConfigError(
-                f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}"
-            )
+            raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
             raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
 
@@ -107,9 +105,7 @@ def compile(
         >>> program(region, labels=torch.tensor([0, 1, 2, 0])).lower.shape
         torch.Size([4, 3])
     """
-    options = CompileOptions(
-        method, spec, frontend, training, dynamic_batch, keep_symbolic
-    )
+    options = CompileOptions(method, spec, frontend, training, dynamic_batch, keep_symbolic)
     captured = _capture(model, regions, named_regions, options)
     return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
 
@@ -148,7 +144,9 @@ def bound(
     return bounds_of
 
 
-def pipeline(program: Program, bounded: tuple[str, ...], options: CompileOptions) -> tuple[Pass, ...]:
+def pipeline(
+    program: Program, bounded: tuple[str, ...], options: CompileOptions
+) -> tuple[Pass, ...]:
     """The passes of a method, in order."""
     steps: list[Pass] = [DeadCode(), CommonSubexpressions()]
     if isinstance(options.spec, Margin):
@@ -244,4 +242,3 @@ def _bounded_names(
         for value, region in zip(inputs, given, strict=True)
         if not isinstance(region, Tensor)
     )
-

@@ -79,9 +79,7 @@ class AttachLinear(Pass):
         nodes, value = list(program.nodes), output
         if len(features) != 1:
             value = Value(_unused(program, "flat"), TensorType(dtype, (batch, width)))
-            nodes.append(
-                Node(value, "reshape", (output,), Attrs({"shape": (batch, width)}))
-            )
+            nodes.append(Node(value, "reshape", (output,), Attrs({"shape": (batch, width)})))
         matrix = Value(MATRIX, TensorType(dtype, self.matrix), param=True)
         params = [*program.params, matrix]
         result = Value(_unused(program, "rows"), TensorType(dtype, (batch, self.matrix[-2])))

@@ -99,9 +99,7 @@ def run_pipeline(
             raise
         elapsed = (time.perf_counter() - start) * 1e3
         records.append(
-            PassRecord(
-                str(step), len(program.nodes), len(after.nodes), elapsed, after, step.effect
-            )
+            PassRecord(str(step), len(program.nodes), len(after.nodes), elapsed, after, step.effect)
         )
         program = after
     return program, records

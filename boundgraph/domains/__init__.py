@@ -1,4 +1,4 @@
-"""Abstract values, input regions and specifications. Imports torch and nothing of ours but errors."""
+"""Abstract values, input regions and specifications."""
 
 from boundgraph.domains.interval import Interval as Interval
 from boundgraph.domains.interval import as_interval as as_interval

@@ -72,7 +72,7 @@ class Interval:
         return self._center if self._lower is None else self._lower
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Interval:
-        """Apply an exact, order-preserving, element-moving function (a reshape, say) to both parts."""
+        """Apply a function that only moves elements (a reshape, say) to both parts."""
         if self._center is not None:
             return Interval.from_center_radius(fn(self._center), fn(self._radius))
         return Interval(fn(self.lower), fn(self.upper))

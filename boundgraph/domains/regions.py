@@ -23,11 +23,13 @@ def linf_interval(
 
 def _require_finite(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
-        raise RegionError(f"{name} has dtype {tensor.dtype}; a region needs a floating-point tensor")
+        raise RegionError(f"{name} has dtype {tensor.dtype}; a region needs floating point")
     finite = torch.isfinite(tensor)
     if not bool(finite.all()):
         bad = int((~finite).sum())
-        raise NonFiniteError(f"{name} holds {bad} NaN or infinite element(s); a region must be finite")
+        raise NonFiniteError(
+            f"{name} holds {bad} NaN or infinite element(s); a region must be finite"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,9 @@ class LinfBall:
         if self.clip is not None:
             low, high = self.clip
             if not low <= high:
-                raise RegionError(f"LinfBall.clip must be (low, high) with low <= high, got {self.clip}")
+                raise RegionError(
+                    f"LinfBall.clip must be (low, high) with low <= high, got {self.clip}"
+                )
             if bool(((center < low) | (center > high)).any()):
                 raise RegionError(
                     f"LinfBall.center leaves clip {self.clip}: it ranges over "

@@ -41,7 +41,10 @@ class Symbolic:
             return Interval.point(self.center)
         return Interval.from_center_radius(self.center, radius)
 
-    def map(self, center: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]) -> Symbolic:
+    def map(
+        self, center: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]
+    ) -> Symbolic:
+        """One function for the centre, one for each block."""
         return Symbolic(center(self.center), {k: block(v) for k, v in self.blocks.items()})
 
     def combine(self, other: Symbolic, sign: float = 1.0) -> Symbolic:
@@ -50,7 +53,8 @@ class Symbolic:
         for name, block in other.blocks.items():
             term = block if sign == 1.0 else block * sign
             blocks[name] = blocks[name] + term if name in blocks else term
-        return Symbolic(self.center + (other.center if sign == 1.0 else other.center * sign), blocks)
+        center = other.center if sign == 1.0 else other.center * sign
+        return Symbolic(self.center + center, blocks)
 
     def with_block(self, name: str, block: Tensor) -> Symbolic:
         if name in self.blocks:
@@ -67,8 +71,10 @@ def diagonal(values: Tensor, batch_dim: int | None, features: tuple[int, ...]) -
         features: shape of `values` without `batch_dim`; `n` is its number of elements.
     """
     if batch_dim is None:
-        return torch.diag_embed(values.reshape(-1)).unflatten(1, features or (1,)).reshape(
-            (-1, *features)
+        return (
+            torch.diag_embed(values.reshape(-1))
+            .unflatten(1, features or (1,))
+            .reshape((-1, *features))
         )
     per_sample = values.movedim(batch_dim, 0).flatten(1) if features else values.unsqueeze(1)
     square = torch.diag_embed(per_sample).movedim(1, 0)

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm, Lines
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ops._spec import (
     EXACT,
@@ -35,6 +36,8 @@ def affine(
     batch: BatchRule = batch_first,
     leading: bool = False,
     lifted: Rule | None = None,
+    adjoint: Rule | None = None,
+    constant: Rule | None = None,
     summary: str = "",
 ) -> OpSpec:
     """An op affine in operand 0, with constant (unbounded) further operands.
@@ -51,6 +54,10 @@ def affine(
         lifted: the linear part on a tensor with one more leading dimension, for ops whose
             attributes name dimensions. Without `leading` or `lifted`, symbols are folded
             into dimension 0, which must be the batch.
+        adjoint: `(coeff, *rest, shapes, target, **attrs)`: the transpose of the linear part, on
+            coefficients `[rows, *result shape]`.
+        constant: `(coeff, *rest, dims, **attrs)`: coefficients times the offset, summed
+            over a sample; absent where the op has no offset.
     """
     linear_part: Rule = linear or concrete
     absolute: Rule = magnitude or linear_part
@@ -81,10 +88,33 @@ def affine(
             boundable=(0,),
             batch=batch,
             rounding=rounding,
+            backward=transpose_rule(adjoint, constant) if adjoint else None,
             sample=sample,
             summary=summary,
         )
     )
+
+
+def transpose_rule(adjoint: Rule, constant: Rule | None = None) -> Rule:
+    """The backward rule of an op that is affine in operand 0."""
+
+    def backward(
+        form: LinearForm,
+        *rest: Tensor,
+        operand: int,
+        carry: bool,
+        shapes: tuple[tuple[int, ...], ...],
+        target: tuple[int, ...],
+        dims: tuple[int, ...],
+        **attrs: Any,
+    ) -> LinearForm:
+        coeff = adjoint(form.coeff, *rest, shapes=shapes, target=target, **attrs)
+        if not carry:
+            return LinearForm(coeff)
+        term = None if constant is None else constant(form.coeff, *rest, dims=dims, **attrs)
+        return LinearForm(coeff, form.shifted(term))
+
+    return backward
 
 
 def structural(
@@ -92,6 +122,7 @@ def structural(
     concrete: Rule,
     *,
     lifted: Rule,
+    adjoint: Rule | None = None,
     sample: Sampler,
     batch: BatchRule,
     summary: str = "",
@@ -100,6 +131,7 @@ def structural(
 
     Args:
         lifted: the same move on a tensor with one more leading dimension.
+        adjoint: `(coeff, shapes, target, **attrs)`: coefficients moved back.
     """
 
     def interval(x: Interval, **attrs: Any) -> Interval:
@@ -118,6 +150,7 @@ def structural(
             magnitude=concrete,
             boundable=(0,),
             batch=batch,
+            backward=transpose_rule(adjoint) if adjoint else None,
             sample=sample,
             summary=summary,
         )
@@ -130,6 +163,7 @@ def elementwise(
     *,
     interval: Rule | None = None,
     parallel: Rule | None = None,
+    lines: Rule | None = None,
     rounding: Rounding,
     sample: Sampler,
     summary: str = "",
@@ -140,7 +174,10 @@ def elementwise(
         interval: the interval rule; absent for an increasing function, which maps the ends.
         parallel: `(pre: Interval, **attrs) -> Parallel`, two parallel lines that enclose
             the function over `pre`; absent, the symbolic rule forgets correlation.
+        lines: `(pre: Interval, **attrs) -> Lines` for backward bounds; the parallel lines
+            where absent, and the function's range where those are absent too.
     """
+    interval_rule: Rule
 
     def increasing(x: Interval, **attrs: Any) -> Interval:
         return Interval(concrete(x.lower, **attrs), concrete(x.upper, **attrs))
@@ -159,17 +196,43 @@ def elementwise(
         scaled = x.map(lambda c: lines.slope * c + lines.middle, lambda g: lines.slope * g)
         return scaled.with_block(block, diagonal(lines.half_gap, batch_dim, features))
 
+    interval_rule = interval or increasing
+
+    def two_lines(pre: Interval, **attrs: Any) -> Lines:
+        if lines is not None:
+            return lines(pre, **attrs)
+        if parallel is None:
+            return Lines.constant(interval_rule(pre, **attrs))
+        band: Parallel = parallel(pre, **attrs)
+        lower, upper = band.middle - band.half_gap, band.middle + band.half_gap
+        return Lines(band.slope, lower, band.slope, upper)
+
+    def backward(
+        form: LinearForm,
+        pre: Interval,
+        *,
+        operand: int,
+        carry: bool,
+        shapes: tuple[tuple[int, ...], ...],
+        target: tuple[int, ...],
+        dims: tuple[int, ...],
+        **attrs: Any,
+    ) -> LinearForm:
+        return form.through(two_lines(pre, **attrs), dims)
+
     return register(
         OpSpec(
             name,
             Kind.ELEMENTWISE,
             concrete,
-            interval=interval or increasing,
+            interval=interval_rule,
             symbolic=symbolic if parallel else None,
             relaxed=parallel is not None,
             boundable=(0,),
             batch=keep_batch,
             rounding=rounding,
+            backward=backward,
+            lines=two_lines,
             sample=sample,
             summary=summary,
         )

@@ -22,7 +22,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.errors import InternalError
 from boundgraph.ir.program import Value
-from boundgraph.ir.types import Shape, Size
+from boundgraph.ir.types import Shape
 
 Rule = Callable[..., Any]
 
@@ -45,16 +45,20 @@ class Rounding:
 
     The error of an output element is at most
     `ulps · u · |value| + γ(terms) · magnitude`, with u the unit roundoff of the dtype,
-    γ(n) = n·u / (1 − n·u) and `magnitude` the same op on absolute values.
+    γ(n) = n·u / (1 − n·u) and `magnitude` the same op on absolute values (for an affine op
+    its linear part, plus the size of its offset).
 
     Args:
         ulps: relative error of the last operation, in unit roundoffs.
         terms: number of accumulated products per output element as a function of the
             op's operands and attributes; None where nothing is accumulated.
+        offset: size of what an affine op adds, where terms of it may cancel; the op's
+            value at zero where None.
     """
 
     ulps: float = 0.0
     terms: Callable[..., int] | None = None
+    offset: Rule | None = None
 
 
 EXACT = Rounding()
@@ -100,6 +104,12 @@ class OpSpec:
         batch: `(batch_dims, shapes, out_shape, **attrs) -> int | None`: where the
             dimension that separates samples ends up, None where samples get mixed.
         rounding: declared floating-point error of `concrete`.
+        backward: `(form, *operands, operand, carry, shapes, target, dims, **attrs)`: a
+            `LinearForm` on the result as one on operand `operand`. Bounded operands are
+            left out, or given as their enclosing intervals where `relaxed`. `carry` tells
+            whether the offset travels along this operand, `shapes` and `target` are the
+            shapes of operands and result, `dims` the sample's dimensions of a coefficient.
+        lines: `(pre: Interval, **attrs) -> Lines` of an element-wise op.
         sample: draws a test case.
         summary: one line for `boundgraph ops`.
     """
@@ -114,6 +124,8 @@ class OpSpec:
     boundable: tuple[int, ...] | None = None
     batch: BatchRule | None = None
     rounding: Rounding = EXACT
+    backward: Rule | None = None
+    lines: Rule | None = None
     sample: Sampler | None = None
     summary: str = ""
 
@@ -174,7 +186,7 @@ class Lowering(Protocol):
         ...
 
     def reject(self, message: str, help: str | None = None) -> Any:
-        """Record an unsupported use at the user's line; returns a stand-in so that import goes on."""
+        """Record an unsupported use at the user's line; a stand-in lets the import go on."""
         ...
 
 
@@ -225,7 +237,6 @@ def broadcast_batch(
         if dim is not None
     }
     return found.pop() if len(found) == 1 else None
-
 
 
 def over_symbols(fn: Callable[[Tensor], Tensor], block: Tensor) -> Tensor:

@@ -49,8 +49,9 @@ def _leaky(x: Tensor, *, negative_slope: float) -> Tensor:
 
 
 def _leaky_interval(x: Interval, *, negative_slope: float) -> Interval:
-    lower, upper = _leaky(x.lower, negative_slope=negative_slope), _leaky(
-        x.upper, negative_slope=negative_slope
+    lower, upper = (
+        _leaky(x.lower, negative_slope=negative_slope),
+        _leaky(x.upper, negative_slope=negative_slope),
     )
     if negative_slope >= 0.0:
         return Interval(lower, upper)
@@ -85,9 +86,7 @@ leaky_relu = elementwise(
 
 
 @lowers(F.leaky_relu, aten.leaky_relu.default, F.leaky_relu_, aten.leaky_relu_.default)
-def _(
-    b: Lowering, input: Value, negative_slope: float = 0.01, inplace: bool = False
-) -> Value:
+def _(b: Lowering, input: Value, negative_slope: float = 0.01, inplace: bool = False) -> Value:
     return b.emit("leaky_relu", input, negative_slope=float(negative_slope))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from boundgraph.domains.interval import Interval, as_interval
+from boundgraph.domains.interval import Interval
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
-from boundgraph.ops._spec import Lowering, OpCase, OpSpec, Rounding, lowers
+from boundgraph.ops._spec import Lowering, OpCase, OpSpec, Rounding, lowers, over_symbols
 
 aten = torch.ops.aten
 _FORWARD = (F.conv1d, F.conv2d, F.conv3d)
@@ -59,6 +59,63 @@ def _sampler(spatial: int, transposed: bool) -> Callable[[random.Random], OpCase
     return sample
 
 
+def _adjoint_of_forward(spatial: int) -> Callable[..., Tensor]:
+    """The transpose of a convolution: a transposed convolution to the operand's size."""
+    fn = _TRANSPOSED[spatial - 1]
+
+    def adjoint(
+        coeff: Tensor, weight: Tensor, *_: Tensor, shapes: Any, target: Any, **attrs: Any
+    ) -> Tensor:
+        stride, padding, dilation = attrs["stride"], attrs["padding"], attrs["dilation"]
+        kernel = shapes[1][2:]
+        # Positions that no window reached after the last stride come back as padding.
+        missed = tuple(
+            size - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
+            for size, out, s, p, d, k in zip(
+                shapes[0][2:], target[2:], stride, padding, dilation, kernel, strict=True
+            )
+        )
+        return over_symbols(
+            lambda folded: fn(
+                folded,
+                weight,
+                stride=stride,
+                padding=padding,
+                output_padding=missed,
+                groups=attrs["groups"],
+                dilation=dilation,
+            ),
+            coeff,
+        )
+
+    return adjoint
+
+
+def _adjoint_of_transposed(spatial: int) -> Callable[..., Tensor]:
+    """The transpose of a transposed convolution: a convolution, cut to the operand's size."""
+    fn = _FORWARD[spatial - 1]
+
+    def adjoint(
+        coeff: Tensor, weight: Tensor, *_: Tensor, shapes: Any, target: Any, **attrs: Any
+    ) -> Tensor:
+        def transpose(folded: Tensor) -> Tensor:
+            back = fn(
+                folded,
+                weight,
+                stride=attrs["stride"],
+                padding=attrs["padding"],
+                dilation=attrs["dilation"],
+                groups=attrs["groups"],
+            )
+            for dim, size in enumerate(shapes[0][2:], start=2):
+                back = back.narrow(dim, 0, size)
+            return back
+
+        return over_symbols(transpose, coeff)
+
+    return adjoint
+
+
 def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool) -> OpSpec:
     def concrete(x: Tensor, weight: Tensor, *bias: Tensor, **attrs: Any) -> Tensor:
         return fn(x, weight, *bias, **attrs)
@@ -69,9 +126,18 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
     def magnitude(x: Tensor, weight: Tensor, *_: Tensor, **attrs: Any) -> Tensor:
         return fn(x, weight.abs(), **attrs)
 
+    def constant(
+        coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...], **_: Any
+    ) -> Tensor | None:
+        if not bias:
+            return None
+        return torch.matmul(coeff.sum(tuple(range(3, 3 + spatial))), bias[0])
+
     return affine(
         name,
         concrete,
+        adjoint=_adjoint_of_transposed(spatial) if transposed else _adjoint_of_forward(spatial),
+        constant=constant,
         linear=linear_part,
         magnitude=magnitude,
         rounding=Rounding(terms=_terms(transposed)),

@@ -26,7 +26,7 @@ def _sample(rng: random.Random) -> OpCase:
     rows, columns = rng.randint(1, 5), rng.randint(1, 6)
     lead = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 2)))
     shapes: tuple[tuple[int, ...], ...] = ((*lead, columns), (rows, columns))
-    return OpCase(shapes + ((rows,),) if rng.random() < 0.7 else shapes)
+    return OpCase((*shapes, (rows,)) if rng.random() < 0.7 else shapes)
 
 
 def _batch(batch_dims: Any, shapes: Any, out: Any, **_: Any) -> int | None:
@@ -35,9 +35,22 @@ def _batch(batch_dims: Any, shapes: Any, out: Any, **_: Any) -> int | None:
     return dim if dim is not None and dim < len(out) - 1 else None
 
 
+def _adjoint(coeff: Tensor, weight: Tensor, *_: Tensor, shapes: Any, target: Any) -> Tensor:
+    return torch.matmul(coeff, weight)
+
+
+def _constant(coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...]) -> Tensor | None:
+    if not bias:
+        return None
+    rows = torch.matmul(coeff, bias[0])
+    return rows.sum(dims[:-1]) if len(dims) > 1 else rows
+
+
 linear = affine(
     "linear",
     F.linear,
+    adjoint=_adjoint,
+    constant=_constant,
     linear=_linear_part,
     magnitude=_magnitude,
     leading=True,
@@ -79,6 +92,9 @@ def _sample_batched(rng: random.Random) -> OpCase:
 batched_linear = affine(
     "batched_linear",
     _batched,
+    adjoint=lambda coeff, matrix, *, shapes, target: torch.matmul(
+        coeff.unsqueeze(-2), matrix
+    ).squeeze(-2),
     magnitude=_batched_magnitude,
     leading=True,
     rounding=Rounding(terms=lambda x, matrix, **_: matrix.shape[-1] + 1),

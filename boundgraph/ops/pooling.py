@@ -163,9 +163,7 @@ def _lower_maximum(spatial: int) -> Any:
 
 
 def _lower_adaptive(op: str, spatial: int) -> Any:
-    def lower(
-        b: Lowering, input: Value, output_size: Any, return_indices: bool = False
-    ) -> Value:
+    def lower(b: Lowering, input: Value, output_size: Any, return_indices: bool = False) -> Value:
         if return_indices:
             return b.reject("adaptive_max_pool with return_indices: they depend on the input")
         spatial_shape = b.shape(input)[-spatial:]

@@ -16,9 +16,7 @@ from boundgraph.ops._spec import Lowering, OpCase, Rounding, lowers
 aten = torch.ops.aten
 
 
-def _batch(
-    batch_dims: Any, *_: Any, dims: tuple[int, ...], keepdim: bool, **__: Any
-) -> int | None:
+def _batch(batch_dims: Any, *_: Any, dims: tuple[int, ...], keepdim: bool, **__: Any) -> int | None:
     batch = batch_dims[0]
     if batch is None or batch in dims:
         return None
@@ -74,8 +72,10 @@ def _lower(op: str) -> Any:
             return b.reject(f"{op} with dtype= has no bound rule")
         dim = axis if dim is None else dim
         rank = len(b.shape(input))
-        chosen = range(rank) if dim in (None, (), []) else (
-            dim if isinstance(dim, tuple | list) else (dim,)
+        chosen = (
+            range(rank)
+            if dim in (None, (), [])
+            else (dim if isinstance(dim, tuple | list) else (dim,))
         )
         dims = tuple(sorted(b.dim(input, d) for d in chosen))
         return b.emit(op, input, dims=dims, keepdim=keepdim) if rank else input

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval, as_interval
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import Dim, Shape, numel
@@ -27,6 +28,11 @@ from boundgraph.ops._spec import (
 )
 
 aten = torch.ops.aten
+
+
+def _blank(coeff: Tensor, shape: Any) -> Tensor:
+    """Zero coefficients of an operand of that shape, for as many rows as `coeff`."""
+    return coeff.new_zeros((coeff.shape[0], *shape))
 
 
 def _random_shape(rng: random.Random, least: int = 1, most: int = 3) -> tuple[int, ...]:
@@ -59,6 +65,7 @@ structural(
     "reshape",
     lambda x, *, shape: x.reshape(shape),
     lifted=lambda g, *, shape: g.reshape((g.shape[0], *shape)),
+    adjoint=lambda coeff, *, shapes, target, shape: coeff.reshape((coeff.shape[0], *shapes[0])),
     batch=_reshape_batch,
     sample=_sample_reshape,
     summary="new shape, same elements in order",
@@ -80,6 +87,9 @@ structural(
     "permute",
     lambda x, *, dims: x.permute(dims),
     lifted=lambda g, *, dims: g.permute((0, *(dim + 1 for dim in dims))),
+    adjoint=lambda coeff, *, shapes, target, dims: coeff.permute(
+        (0, *(dims.index(dim) + 1 for dim in range(len(dims))))
+    ),
     batch=_permute_batch,
     sample=_sample_permute,
     summary="reorder dimensions",
@@ -107,6 +117,9 @@ structural(
     "slice",
     _slice,
     lifted=lambda g, *, dim, **attrs: _slice(g, dim=dim + 1, **attrs),
+    adjoint=lambda coeff, *, shapes, target, dim, start, stop, step: torch.slice_scatter(
+        _blank(coeff, shapes[0]), coeff, dim + 1, start, stop, step
+    ),
     batch=_slice_batch,
     sample=_sample_slice,
     summary="start:stop:step along one dimension",
@@ -124,6 +137,9 @@ structural(
     "select",
     lambda x, *, dim, index: x.select(dim, index),
     lifted=lambda g, *, dim, index: g.select(dim + 1, index),
+    adjoint=lambda coeff, *, shapes, target, dim, index: torch.select_scatter(
+        _blank(coeff, shapes[0]), coeff, dim + 1, index
+    ),
     batch=_select_batch,
     sample=lambda rng: OpCase((_random_shape(rng, 1),), {"dim": 0, "index": 0}),
     summary="one index along one dimension, which goes",
@@ -135,10 +151,20 @@ def _expand_batch(batch_dims: Any, shapes: Any, out: Shape, **_: Any) -> int | N
     return dim if dim is not None and out[dim] == shapes[0][dim] else None
 
 
+def _expand_adjoint(coeff: Tensor, *, shapes: Any, target: Any, shape: Any) -> Tensor:
+    repeated = tuple(
+        dim + 1
+        for dim, size in enumerate(shapes[0])
+        if isinstance(size, int) and size == 1 and shape[dim] != 1
+    )
+    return coeff.sum(repeated, keepdim=True) if repeated else coeff
+
+
 structural(
     "expand",
     lambda x, *, shape: x.expand(shape),
     lifted=lambda g, *, shape: g.expand((-1, *shape)),
+    adjoint=_expand_adjoint,
     batch=_expand_batch,
     sample=lambda rng: OpCase(((rng.randint(1, 3), 1),), {"shape": (-1, rng.randint(1, 4))}),
     summary="repeat along dimensions of size 1",
@@ -161,6 +187,14 @@ def _joined_blocks(operands: tuple[Any, ...], join: Any) -> dict[str, Tensor]:
     return blocks
 
 
+def _part(name: str, coeff: Tensor, operand: int, shapes: Any, dim: int) -> Tensor:
+    """The coefficients that a join took from one of its operands."""
+    if name == "stack":
+        return coeff.select(dim + 1, operand)
+    start = sum(shape[dim] for shape in shapes[:operand])
+    return coeff.narrow(dim + 1, start, shapes[operand][dim])
+
+
 def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpec:
     def concrete(*parts: Tensor, dim: int) -> Tensor:
         return fn(parts, dim=dim)
@@ -177,6 +211,33 @@ def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpe
         blocks = _joined_blocks(parts, lambda tensors: fn(tensors, dim=dim + 1))
         return Symbolic(fn(centers, dim=dim), blocks)
 
+    def backward(
+        form: LinearForm,
+        *constants: Tensor,
+        operand: int,
+        carry: bool,
+        shapes: Any,
+        target: Any,
+        dims: tuple[int, ...],
+        plain: tuple[int, ...],
+        dim: int,
+    ) -> LinearForm:
+        coeff = _part(name, form.coeff, operand, shapes, dim)
+        if not carry:
+            return LinearForm(coeff)
+        shifted = form
+        for position, value in zip(plain, constants, strict=True):
+            own = _part(name, form.coeff, position, shapes, dim)
+            # A stacked operand lacks the new dimension, so the later ones are one lower.
+            own_dims = dims
+            if name == "stack":
+                own_dims = tuple(d - (d > dim + 1) for d in dims if d != dim + 1)
+            term = own * value
+            shifted = LinearForm(
+                form.coeff, shifted.shifted(term.sum(own_dims) if own_dims else term)
+            )
+        return LinearForm(coeff, shifted.offset)
+
     return register(
         OpSpec(
             name,
@@ -186,6 +247,7 @@ def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpe
             symbolic=symbolic,
             magnitude=concrete,
             batch=batch,
+            backward=backward,
             sample=sample,
             summary=summary,
         )
@@ -238,9 +300,58 @@ def _pad_linear(x: Tensor, *, pads: tuple[int, ...], mode: str, value: float) ->
     return _pad(x, pads=pads, mode=mode, value=0.0)
 
 
+def _pad_constant(
+    coeff: Tensor, *, dims: tuple[int, ...], pads: tuple[int, ...], mode: str, value: float
+) -> Tensor:
+    """Coefficients that meet the padding value: all, less those that meet the operand."""
+    cropped = F.pad(coeff, tuple(-entry for entry in pads))
+    return (coeff.sum(dims) - cropped.sum(dims)) * value
+
+
+def _pad_adjoint(
+    coeff: Tensor, *, shapes: Any, target: Any, pads: tuple[int, ...], mode: str, value: float
+) -> Tensor:
+    """Fold the coefficients of padded copies back onto the elements they copy."""
+    if mode == "constant":
+        return F.pad(coeff, tuple(-entry for entry in pads))
+    for i in range(len(pads) // 2):
+        coeff = _fold_back(coeff, -(i + 1), pads[2 * i], pads[2 * i + 1], mode)
+    return coeff
+
+
+def _fold_back(coeff: Tensor, dim: int, before: int, after: int, mode: str) -> Tensor:
+    size = coeff.shape[dim] - before - after
+    middle = coeff.narrow(dim, before, size)
+    if before:
+        head = coeff.narrow(dim, 0, before)
+        if mode == "reflect":
+            middle = _add_at(middle, head.flip(dim), dim, 1, before, size)
+        elif mode == "replicate":
+            middle = _add_at(middle, head.sum(dim, keepdim=True), dim, 0, 1, size)
+        else:
+            middle = _add_at(middle, head, dim, size - before, before, size)
+    if after:
+        tail = coeff.narrow(dim, before + size, after)
+        if mode == "reflect":
+            middle = _add_at(middle, tail.flip(dim), dim, size - 1 - after, after, size)
+        elif mode == "replicate":
+            middle = _add_at(middle, tail.sum(dim, keepdim=True), dim, size - 1, 1, size)
+        else:
+            middle = _add_at(middle, tail, dim, 0, after, size)
+    return middle
+
+
+def _add_at(target: Tensor, part: Tensor, dim: int, start: Any, length: int, size: Any) -> Tensor:
+    """`target` plus `part` at `start` along a trailing dimension (given from the end)."""
+    around = (0, 0) * (-dim - 1) + (start, size - start - length)
+    return target + F.pad(part, around)
+
+
 affine(
     "pad",
     _pad,
+    adjoint=_pad_adjoint,
+    constant=_pad_constant,
     linear=_pad_linear,
     batch=_pad_batch,
     sample=_sample_pad,
@@ -292,9 +403,7 @@ def _(b: Lowering, input: Value, start_dim: int = 0, end_dim: int = -1) -> Value
     if not shape:
         return reshape_to(b, input, (1,))
     start, end = b.dim(input, start_dim), b.dim(input, end_dim)
-    return reshape_to(
-        b, input, (*shape[:start], numel(shape[start : end + 1]), *shape[end + 1 :])
-    )
+    return reshape_to(b, input, (*shape[:start], numel(shape[start : end + 1]), *shape[end + 1 :]))
 
 
 @lowers(torch.unflatten, "Tensor.unflatten", aten.unflatten.int)
@@ -418,8 +527,10 @@ def _expand(b: Lowering, input: Value, *sizes: Any, **_: Any) -> Value:
         if entry == -1:
             target[i] = shape[i - lead]
     padded = reshape_to(b, input, (1,) * lead + tuple(shape))
-    return padded if tuple(target) == b.shape(padded) else b.emit(
-        "expand", padded, shape=tuple(target)
+    return (
+        padded
+        if tuple(target) == b.shape(padded)
+        else b.emit("expand", padded, shape=tuple(target))
     )
 
 

@@ -177,7 +177,9 @@ class BoundProgram(nn.Module):
         outputs = interpret(self.ir, values, lookup)
         return self._as_bounds(outputs[0] if len(outputs) == 1 else outputs)
 
-    def trace_bounds(self, *regions: Region | Tensor, labels: Tensor | None = None) -> dict[str, Any]:
+    def trace_bounds(
+        self, *regions: Region | Tensor, labels: Tensor | None = None
+    ) -> dict[str, Any]:
         """Every value of the program by name, for inspection."""
         values: list[Any] = list(self._check_regions(regions))
         if labels is not None:
@@ -197,8 +199,7 @@ class BoundProgram(nn.Module):
         for value, (lower, upper) in zip(self.ir.outputs, ends, strict=True):
             if bool(torch.isnan(lower).any() | torch.isnan(upper).any()):
                 raise NonFiniteError(
-                    f"the bounds of {value} contain NaN, so nothing is bounded. "
-                    f"{self._first_nan()}"
+                    f"the bounds of {value} contain NaN, so nothing is bounded. {self._first_nan()}"
                 )
         lowers, uppers = zip(*ends, strict=True)
         if self.info.output_tree is None:
@@ -236,7 +237,9 @@ class BoundProgram(nn.Module):
         return checked
 
 
-def _check_region(value: Value, region: Region | Tensor, sizes: dict[str, int]) -> Interval | Tensor:
+def _check_region(
+    value: Value, region: Region | Tensor, sizes: dict[str, int]
+) -> Interval | Tensor:
     bounded = isinstance(value.type, IntervalType)
     if bounded != isinstance(region, Box | LinfBall):
         wanted = "a region (Box or LinfBall)" if bounded else "a plain tensor"
@@ -269,4 +272,3 @@ def _wrap(value: Value, output: Any) -> Any:
     if isinstance(value.type, SymbolicType):
         return Symbolic(*output)
     return output
-

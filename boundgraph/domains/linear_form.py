@@ -1,0 +1,99 @@
+"""Linear forms, what a backward pass carries from the specification to the input, and lines."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+
+
+@dataclass(frozen=True)
+class Lines:
+    """`lower_slope·x + lower_offset <= f(x) <= upper_slope·x + upper_offset` over an interval."""
+
+    lower_slope: Tensor
+    lower_offset: Tensor
+    upper_slope: Tensor
+    upper_offset: Tensor
+
+    @classmethod
+    def constant(cls, y: Interval) -> Lines:
+        """The range of the function as two horizontal lines."""
+        zero = torch.zeros_like(y.any_part)
+        return cls(zero, y.lower, zero, y.upper)
+
+
+class LinearForm:
+    """A lower bound `Σ coeff[r]·v + offset[r]` of row r, linear in a value v.
+
+    Args:
+        coeff: `[rows, *value shape]`.
+        offset: `[rows, batch]` (`[rows]` where the value has no batch); None means zero.
+    """
+
+    __slots__ = ("coeff", "offset")
+
+    def __init__(self, coeff: Tensor, offset: Tensor | None = None) -> None:
+        self.coeff = coeff
+        self.offset = offset
+
+    def shifted(self, term: Tensor | None) -> Tensor | None:
+        """The offset plus a term, either of which may be absent."""
+        if term is None:
+            return self.offset
+        return term if self.offset is None else self.offset + term
+
+    def through(self, lines: Lines, dims: tuple[int, ...]) -> LinearForm:
+        """Replace v = f(w) by the line that keeps the bound: the sign of the coefficient picks.
+
+        A positive coefficient needs a lower bound of f, a negative one an upper bound.
+        """
+        positive, negative = self.coeff.clamp(min=0.0), self.coeff.clamp(max=0.0)
+        coeff = positive * lines.lower_slope + negative * lines.upper_slope
+        term = positive * lines.lower_offset + negative * lines.upper_offset
+        return LinearForm(coeff, self.shifted(term.sum(dims)))
+
+    def lower_over(self, box: Interval, dims: tuple[int, ...]) -> Tensor:
+        """The least value over a box, `[rows, batch]`: centre minus |coeff|·radius."""
+        least = (self.coeff * box.center - self.coeff.abs() * box.radius).sum(dims)
+        shifted = self.shifted(least)
+        assert shifted is not None
+        return shifted
+
+
+def sum_forms(*forms: LinearForm) -> LinearForm:
+    """The form of a value that is read several times."""
+    coeff, offset = forms[0].coeff, forms[0].offset
+    for form in forms[1:]:
+        coeff = coeff + form.coeff
+        offset = form.shifted(offset)
+    return LinearForm(coeff, offset)
+
+
+def identity_rows(
+    like: Tensor, shape: tuple[int, ...], batch_dim: int | None, *, signed: bool
+) -> Tensor:
+    """One row per element of a sample, then, where `signed`, one per negated element.
+
+    The negated rows' lower bounds are the negated upper bounds of the elements.
+
+    Args:
+        like: any tensor, for dtype and device.
+        shape: shape of the value.
+        batch_dim: where the batch sits in the value; None where there is none.
+        signed: append the negated rows.
+
+    Returns:
+        `[rows, *shape]`, expanded along the batch.
+    """
+    features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
+    count = math.prod(features)
+    eye = torch.eye(count, dtype=like.dtype, device=like.device)
+    rows = (torch.cat([eye, -eye]) if signed else eye).reshape((-1, *features))
+    if batch_dim is None:
+        return rows
+    return rows.unsqueeze(batch_dim + 1).expand((-1, *shape))

@@ -1,0 +1,44 @@
+"""Bound programs applied to a few samples at a time, as memory allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+from boundgraph.runtime.memory import fixed_batch, samples_within
+from boundgraph.runtime.module import BoundProgram
+
+
+class ChunkedProgram:
+    """A program of one bounded input and labels, run on slices of a batch.
+
+    Args:
+        build: compiles for an example batch; called with two samples, and once more with
+            one where the model turns out to be tied to the batch size of its example.
+        example: `[batch, ...]` of the shape to come.
+        max_memory: bytes that the bounds may take, None for a default.
+    """
+
+    def __init__(
+        self, build: Callable[[Tensor], BoundProgram], example: Tensor, max_memory: int | None
+    ) -> None:
+        first = example[:1]
+        self.program = build(torch.cat([first, first]))
+        fixed = fixed_batch(self.program.ir) is not None
+        if fixed:
+            self.program = build(first)
+        fitting = samples_within(self.program.ir, max_memory, example.device)
+        self.samples = 1 if fixed else fitting
+
+    def run(self, region: Interval, labels: Tensor) -> Iterator[tuple[slice, Any]]:
+        """The output of each slice of the batch, unchecked and without gradients."""
+        for start in range(0, len(labels), self.samples):
+            at = slice(start, start + self.samples)
+            part = Interval(region.lower[at], region.upper[at])
+            with torch.no_grad():
+                output = self.program.run([part], labels[at])
+            yield at, output
