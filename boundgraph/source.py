@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import linecache
 import os
 import re
@@ -35,12 +36,23 @@ class SourceSpan:
 
 def _library_roots() -> tuple[str, ...]:
     """Folders whose frames are never the user's: ours and torch's."""
+    torch = sys.modules.get("torch")
+    return _roots(torch.__file__ if torch is not None else None)
+
+
+@functools.cache
+def _roots(torch_file: str | None) -> tuple[str, ...]:
     ours = Path(__file__).resolve().parent
     roots = [ours, *(ours.parent / name for name in ("passes", "frontends", "cli"))]
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.__file__:
-        roots.append(Path(torch.__file__).resolve().parent)
+    if torch_file:
+        roots.append(Path(torch_file).resolve().parent)
     return tuple(f"{root}{os.sep}" for root in roots)
+
+
+@functools.lru_cache(maxsize=1024)
+def _resolved(file: str) -> str:
+    # A stack trace has dozens of frames in few files, and resolving asks the file system.
+    return str(Path(file).resolve())
 
 
 def user_span(stack_trace: str | None, module: str = "") -> SourceSpan | None:
@@ -57,7 +69,7 @@ def user_span(stack_trace: str | None, module: str = "") -> SourceSpan | None:
     roots = _library_roots()
     for match in reversed(list(_FRAME.finditer(stack_trace or ""))):
         file = match["file"]
-        resolved = str(Path(file).resolve()) if not file.startswith("<") else file
+        resolved = _resolved(file) if not file.startswith("<") else file
         if file.startswith("<") or resolved.startswith(roots):
             continue
         line = int(match["line"])
