@@ -138,6 +138,8 @@ def metadata(key: Any, results: Sequence[Any], probes: Sequence[int]) -> Any:
     Raises:
         NotDynamic: when that cannot be told for every batch size.
     """
+    if all(result is None for result in results):
+        return None
     if len(results) > 1 and key not in _METADATA:
         name = getattr(key, "__name__", key)
         raise NotDynamic(f"the result of `{name}` may depend on the batch size")
