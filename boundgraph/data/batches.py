@@ -65,11 +65,11 @@ class Batches:
         """Batches an epoch."""
         return len(self.x) // (self.size * self.world)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of one epoch, in its own order."""
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch, in its own order, without the first `start`."""
         generator = torch.Generator().manual_seed(derive_seed(self.seed, epoch))
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         stride = self.size * self.world
-        for start in range(0, len(self) * stride, stride):
-            at = order[start + self.rank * self.size :][: self.size]
+        for first in range(start * stride, len(self) * stride, stride):
+            at = order[first + self.rank * self.size :][: self.size]
             yield self.x[at], self.y[at]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,29 @@ class DataSet:
         if problems:
             raise DataError(f"data set {self.name!r} cannot be used:\n  " + "\n  ".join(problems))
 
+    @classmethod
+    def from_loaders(
+        cls,
+        name: str,
+        train: Iterable[tuple[Tensor, Tensor]],
+        test: Iterable[tuple[Tensor, Tensor]],
+        classes: int | None = None,
+    ) -> DataSet:
+        """Read two loaders of (images, labels) batches into memory, each once.
+
+        Random augmentation in a loader is drawn once, too.
+
+        Args:
+            classes: number of classes; one more than the largest training label where None.
+
+        Raises:
+            DataError: a loader is empty or its batches do not fit together.
+        """
+        x_train, y_train = _collect("train", train)
+        x_test, y_test = _collect("test", test)
+        classes = int(y_train.max()) + 1 if classes is None else classes
+        return cls(name, x_train, y_train, x_test, y_test, classes)
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of one image."""
@@ -65,6 +89,20 @@ class DataSet:
             f"{self.name}: {len(self.x_train):,} training and {len(self.x_test):,} held-out "
             f"images, {shape}, {self.classes} classes"
         )
+
+
+def _collect(part: str, loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    batches = list(loader)
+    if not batches:
+        raise DataError(f"the {part} loader is empty: it gave no batch at all")
+    try:
+        images, labels = zip(*batches, strict=True)
+        return torch.cat(images), torch.cat(labels)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"the {part} loader must give (images, labels) pairs of tensors that fit together: "
+            f"{error}"
+        ) from error
 
 
 def _part_problems(part: str, x: Tensor, y: Tensor, classes: int) -> list[str]:

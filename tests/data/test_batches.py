@@ -25,6 +25,12 @@ def test_epochs_can_be_replayed_in_any_order():
     assert labels(Batches(X, Y, 3, seed=2), 0) != order[0]
 
 
+def test_an_epoch_can_be_entered_in_the_middle():
+    batches = Batches(X, Y, 3, seed=1)
+    assert [y.tolist() for _, y in batches.epoch(2, start=1)] == labels(batches, 2)[1:]
+    assert list(batches.epoch(2, start=3)) == []
+
+
 def test_global_random_state_is_left_alone():
     torch.manual_seed(0)
     before = torch.get_rng_state()

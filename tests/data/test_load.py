@@ -171,3 +171,30 @@ def test_one_nan_among_many_is_found():
     x[3, 0, 1, 1] = float("nan")
     with pytest.raises(DataError, match="x_train has 1 values that are NaN"):
         DataSet("mine", **tensors(x_train=x))
+
+
+def test_loaders_are_read_into_memory():
+    made = tensors()
+    train = [(made["x_train"][:5], made["y_train"][:5]), (made["x_train"][5:], made["y_train"][5:])]
+    data = DataSet.from_loaders("mine", train, [(made["x_test"], made["y_test"])])
+    assert torch.equal(data.x_train, made["x_train"])
+    assert torch.equal(data.y_test, made["y_test"])
+    assert data.classes == 2
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ([], "train loader is empty"),
+        ([torch.zeros(3)], "pairs of tensors"),
+        ([(1, 2)], "pairs of tensors"),
+        (
+            [(torch.zeros(1, 1, 2, 2), torch.zeros(1).long())] * 2
+            + [(torch.zeros(1), torch.zeros(1))],
+            "fit",
+        ),
+    ],
+)
+def test_bad_loaders(train, message):
+    with pytest.raises(DataError, match=message):
+        DataSet.from_loaders("mine", train, [(torch.zeros(1, 1, 2, 2), torch.zeros(1).long())])
