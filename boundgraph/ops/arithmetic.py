@@ -67,11 +67,14 @@ def _mul_symbolic(
     a: Operand,
     b: Operand,
     *pre: Interval,
-    block: str,
-    batch_dim: int | None,
-    features: tuple[int, ...],
+    block: str = "",
+    batch_dim: int | None = None,
+    features: tuple[int, ...] = (),
 ) -> Symbolic:
-    """`(c + g)(d + h) = cd + c·h + d·g + g·h`; |g·h| is at most the product of the radii."""
+    """`(c + g)(d + h) = cd + c·h + d·g + g·h`; |g·h| is at most the product of the radii.
+
+    A product with a constant is exact and adds no block.
+    """
     if not isinstance(a, Symbolic):
         return b.map(lambda c: c * a, lambda g: g * a)
     if not isinstance(b, Symbolic):

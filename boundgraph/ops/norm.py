@@ -35,6 +35,16 @@ def _magnitude(
     return F.batch_norm(x, torch.zeros_like(mean), var, scale, None, False, 0.0, eps)
 
 
+def _offset(
+    x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None, *, eps: float
+) -> Tensor:
+    """|mean·scale| + |bias|: the two are rounded apart and may cancel."""
+    shift = _magnitude(mean.abs().expand_as(x.movedim(1, -1)).movedim(-1, 1), mean, var, weight, eps=eps)
+    if bias is None:
+        return shift
+    return shift + bias.abs().view(-1, *(1,) * (x.dim() - 2))
+
+
 def _sample(rng: random.Random) -> OpCase:
     channels = rng.randint(1, 3)
     spatial = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
@@ -49,7 +59,7 @@ affine(
     _normalize,
     linear=_linear_part,
     magnitude=_magnitude,
-    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8),
+    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8, offset=_offset),
     sample=_sample,
     summary="batch normalisation with given statistics",
 )

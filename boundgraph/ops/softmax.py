@@ -16,17 +16,24 @@ from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lower
 aten = torch.ops.aten
 
 
-def _log_sum_of_others(x: Tensor, dim: int) -> Tensor:
-    """`log Σ_{j≠i} e^{x_j}` for every i, by running sums from both sides.
+def _log_odds(own: Tensor, others: Tensor, dim: int) -> Tensor:
+    """`own_i − log Σ_{j≠i} e^{others_j}` for every i.
 
-    Taking the own entry out of the total would cancel where it dominates, and one shift
-    shared by all entries would underflow where the others are far below it.
+    Each sum is shifted by the largest entry that it contains: the largest of all, and for
+    that entry itself the second largest. Then it is at least 1, so that taking entry i out
+    of the total cancels nothing, and the shift is subtracted from `own` directly, because
+    adding it back to the logarithm would round at the size of the entries.
     """
-    nothing = torch.full_like(x.narrow(dim, 0, 1), -1e30)
-    size = x.shape[dim]
-    before = torch.cat([nothing, x.logcumsumexp(dim)], dim).narrow(dim, 0, size)
-    after = torch.cat([nothing, x.flip(dim).logcumsumexp(dim)], dim).narrow(dim, 0, size)
-    return torch.logaddexp(before, after.flip(dim))
+    top, position = others.max(dim, keepdim=True)
+    is_top = torch.zeros_like(others, dtype=torch.bool).scatter(dim, position, True)
+    without_top = others.masked_fill(is_top, -torch.inf)
+    # A single entry has no others: a stand-in far below makes its odds huge.
+    second = without_top.amax(dim, keepdim=True).clamp(min=-1e30)
+    shares = (others - top).exp()
+    rest = shares.sum(dim, keepdim=True) - shares
+    rest_of_top = (without_top - second).exp().sum(dim, keepdim=True)
+    total = torch.where(is_top, rest_of_top, rest).clamp(min=0.5)
+    return (own - torch.where(is_top, second, top)) - total.log()
 
 
 def _softmax_interval(x: Interval, *, dim: int) -> Interval:
@@ -35,8 +42,8 @@ def _softmax_interval(x: Interval, *, dim: int) -> Interval:
     So its extremes over a box are at corners: own end at one side, all others at the other.
     """
     return Interval(
-        torch.sigmoid(x.lower - _log_sum_of_others(x.upper, dim)),
-        torch.sigmoid(x.upper - _log_sum_of_others(x.lower, dim)),
+        torch.sigmoid(_log_odds(x.lower, x.upper, dim)),
+        torch.sigmoid(_log_odds(x.upper, x.lower, dim)),
     )
 
 
@@ -57,7 +64,8 @@ register(
         interval=_softmax_interval,
         boundable=(0,),
         batch=_batch,
-        rounding=Rounding(ulps=64),
+        # e^s carries |s| ulps, and it is 0 below s = −745.
+        rounding=Rounding(ulps=1024),
         sample=_sample,
         summary="exact interval of each coordinate",
     )
@@ -65,14 +73,18 @@ register(
 
 
 def _log_softmax_interval(x: Interval, *, dim: int) -> Interval:
-    """log_softmax_i = −softplus(log Σ_{j≠i} e^{x_j} − x_i), monotone in each coordinate."""
+    """log_softmax_i = −softplus(−log odds of i), monotone in each coordinate."""
     # torch's softplus drops the correction above 20, which float64 can see.
-    low = _log_sum_of_others(x.upper, dim) - x.lower
-    high = _log_sum_of_others(x.lower, dim) - x.upper
+    low, high = _log_odds(x.lower, x.upper, dim), _log_odds(x.upper, x.lower, dim)
     return Interval(
-        -torch.logaddexp(low, torch.zeros_like(low)),
-        -torch.logaddexp(high, torch.zeros_like(high)),
+        -torch.logaddexp(-low, torch.zeros_like(low)),
+        -torch.logaddexp(-high, torch.zeros_like(high)),
     )
+
+
+def _log_magnitude(x: Tensor, *, dim: int) -> Tensor:
+    """x_i − max x − log Σ is rounded at the size of its terms, also where they cancel."""
+    return x + x.amax(dim, keepdim=True) + 1.0
 
 
 register(
@@ -83,7 +95,8 @@ register(
         interval=_log_softmax_interval,
         boundable=(0,),
         batch=_batch,
-        rounding=Rounding(ulps=64),
+        magnitude=_log_magnitude,
+        rounding=Rounding(ulps=8, terms=lambda x, *, dim: x.shape[dim] + 8),
         sample=_sample,
         summary="exact interval of each coordinate",
     )

@@ -49,6 +49,10 @@ def _margin_symbolic(logits: Symbolic, labels: Tensor, *, classes: int) -> Symbo
     return logits.map(lambda c: _margin(c, labels, classes=classes), block)
 
 
+def _margin_magnitude(logits: Tensor, labels: Tensor, *, classes: int) -> Tensor:
+    return logits.gather(1, labels.unsqueeze(1)) + logits
+
+
 def _sample_margin(rng: random.Random) -> OpCase:
     classes = rng.randint(2, 5)
     return OpCase(((rng.randint(1, 4), classes), (-1,)), {"classes": classes})
@@ -61,6 +65,7 @@ register(
         _margin,
         interval=_margin_interval,
         symbolic=_margin_symbolic,
+        magnitude=_margin_magnitude,
         boundable=(0,),
         batch=batch_first,
         rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),

@@ -35,10 +35,14 @@ def leaky_relu_parallel(x: Interval, negative_slope: float) -> Parallel:
         raise ValueError(f"needs 0 <= negative_slope <= 1, got {negative_slope}")
     lower = x.lower.clamp(max=0.0)
     upper = x.upper.clamp(min=0.0)
-    width = upper - lower
+    # Halving first: a width that overflows to infinity would give the slope 0 and no gap,
+    # a finite and wrong enclosure.
+    width = upper * 0.5 - lower * 0.5
     # Only a width of exactly 0 needs a stand-in: any smaller substitute for a tiny width
     # would give a slope below the chord's and an upper line that cuts the function.
-    share = upper / torch.where(width > 0, width, 1.0)
+    width = torch.where(width > 0, width, 1.0)
+    share = upper * 0.5 / width
     slope = share + negative_slope * (1.0 - share) if negative_slope else share
-    half_gap = (negative_slope - slope) * lower * 0.5
+    # (s − λ)·l' = (1 − s)·u'·(−l')/(u' − l'): no cancellation, and no slope that underflows.
+    half_gap = lower * -0.5 / width * upper * (0.5 - 0.5 * negative_slope)
     return Parallel(slope, half_gap, half_gap)
