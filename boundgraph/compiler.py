@@ -27,6 +27,7 @@ from boundgraph.passes import (
     FoldBatchNorm,
     FoldSpec,
     Pass,
+    RelaxBackward,
     RelaxIBP,
     RelaxSymbolic,
     run_pipeline,
@@ -34,7 +35,7 @@ from boundgraph.passes import (
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
 
-METHODS = ("ibp", "symbolic", "mix")
+METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class CompileOptions:
         training: allow BatchNorm in training mode (statistics from a clean batch).
         dynamic_batch: dimension 0 of the inputs may vary; None finds out.
         keep_symbolic: outputs stay symbolic (internal; for the interval attack).
+        lower_only: backward methods bound the outputs below only (half the rows).
     """
 
     method: str = "ibp"
@@ -56,6 +58,7 @@ class CompileOptions:
     training: bool = False
     dynamic_batch: bool | None = None
     keep_symbolic: bool = False
+    lower_only: bool = False
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -73,6 +76,7 @@ def compile(
     training: bool = False,
     dynamic_batch: bool | None = None,
     keep_symbolic: bool = False,
+    lower_only: bool = False,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -105,7 +109,9 @@ def compile(
         >>> program(region, labels=torch.tensor([0, 1, 2, 0])).lower.shape
         torch.Size([4, 3])
     """
-    options = CompileOptions(method, spec, frontend, training, dynamic_batch, keep_symbolic)
+    options = CompileOptions(
+        method, spec, frontend, training, dynamic_batch, keep_symbolic, lower_only
+    )
     captured = _capture(model, regions, named_regions, options)
     return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
 
@@ -149,6 +155,9 @@ def pipeline(
 ) -> tuple[Pass, ...]:
     """The passes of a method, in order."""
     steps: list[Pass] = [DeadCode(), CommonSubexpressions()]
+    # Before a specification adds the labels, which have no clean copy.
+    if options.training:
+        steps.append(CleanStatistics())
     if isinstance(options.spec, Margin):
         steps.append(AttachMargin(options.spec.classes))
     elif isinstance(options.spec, LinearSpec):
@@ -158,11 +167,17 @@ def pipeline(
                 tuple(options.spec.matrix.shape), None if offset is None else tuple(offset.shape)
             )
         )
-    if options.training:
-        steps.append(CleanStatistics())
     steps += [FoldBatchNorm(), FoldAffine(), FoldSpec(), DeadCode()]
     if options.method == "ibp":
         steps.append(RelaxIBP(bounded))
+    elif options.method.startswith("crown"):
+        steps.append(
+            RelaxBackward(
+                bounded,
+                intermediate=options.method == "crown",
+                lower_only=options.lower_only,
+            )
+        )
     else:
         steps.append(
             RelaxSymbolic(bounded, mix=options.method == "mix", keep=options.keep_symbolic)
