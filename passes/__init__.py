@@ -14,5 +14,6 @@ from boundgraph.passes.manager import Effect as Effect
 from boundgraph.passes.manager import Pass as Pass
 from boundgraph.passes.manager import PassRecord as PassRecord
 from boundgraph.passes.manager import run_pipeline as run_pipeline
+from boundgraph.passes.relax_backward import RelaxBackward as RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP as RelaxIBP
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic

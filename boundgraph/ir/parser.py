@@ -3,7 +3,7 @@
     program = "program" "(" [input {"," input}] ")" ["stage" "=" word] "{"
               {"param" value ":" type} {node} "return" [value {"," value}] "}"
     node    = value ":" type "=" word "(" [value {"," value}] ")" ["{" attr {"," attr} "}"]
-    type    = ["interval" | "symbolic"] word "[" sizes "]" ["over" "(" words ")"]
+    type    = ["interval" | "symbolic" | "form"] word "[" sizes "]" ["over" "(" words ")"]
     attr    = word "=" (word | string | tuple)
 
 White space and comments (`# ...`) separate tokens and mean nothing else.
@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 
 from boundgraph.errors import ParseError
 from boundgraph.ir.program import Attrs, Node, Program, Value
-from boundgraph.ir.types import Dim, IntervalType, Size, Stage, SymbolicType, TensorType
+from boundgraph.ir.types import Dim, FormType, IntervalType, Size, Stage, SymbolicType, TensorType
 
 T = TypeVar("T")
 
@@ -210,7 +210,8 @@ class _Parser:
         return Node(result, op, tuple(inputs), Attrs(attrs))
 
     def _type(self) -> TensorType:
-        interval, symbolic = self._accept("interval"), self._accept("symbolic")
+        domains = ("interval", "symbolic", "form")
+        domain = next((name for name in domains if self._accept(name)), None)
         token = self._token
         dtype = self._word("a dtype")
         self._expect("[")
@@ -219,15 +220,15 @@ class _Parser:
             plain = TensorType(dtype, shape)
         except ValueError as error:
             raise self._error(str(error), token) from None
-        if interval and not symbolic:
+        if domain == "interval":
             return IntervalType(dtype, shape)
-        if symbolic and not interval:
+        if domain == "form":
+            return FormType(dtype, shape)
+        if domain == "symbolic":
             self._expect("over")
             self._expect("(")
             blocks = self._list(")", lambda: self._word("a block"))
             return SymbolicType(dtype, shape, tuple(blocks))
-        if symbolic:
-            raise self._error("a type is an interval or symbolic, not both", token)
         return plain
 
     def _size(self) -> Size:

@@ -136,6 +136,14 @@ class SymbolicType(TensorType):
         return f"symbolic {super().__str__()} over ({', '.join(self.blocks)})"
 
 
+@dataclass(frozen=True)
+class FormType(TensorType):
+    """A linear lower bound in a value: coefficients `[rows, *value shape]` and an offset."""
+
+    def __str__(self) -> str:
+        return f"form {super().__str__()}"
+
+
 def plain(type_: TensorType) -> TensorType:
     """The tensor type that a bound type bounds."""
     return TensorType(type_.dtype, type_.shape)

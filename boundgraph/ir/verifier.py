@@ -13,10 +13,13 @@ from typing import Any, Protocol
 from boundgraph.errors import BoundGraphError, VerifyError
 from boundgraph.ir.printer import print_node, print_program
 from boundgraph.ir.program import Node, Program, Value
-from boundgraph.ir.types import Dim, IntervalType, Stage, SymbolicType, TensorType
+from boundgraph.ir.types import Dim, FormType, IntervalType, Stage, SymbolicType, TensorType
 
 INTERVAL_PREFIX = "interval."
 SYMBOLIC_PREFIX = "symbolic."
+BACKWARD_PREFIX = "backward."
+# Turns forms into the interval of the value that they started from.
+ASSEMBLE = "backward.assemble"
 # The one symbolic op whose result is an interval: it gives the symbols up.
 CONCRETIZE = "symbolic.concretize"
 
@@ -242,10 +245,18 @@ def bounded_ops_give_bounds(program: Program, ops: OpTable) -> Iterator[str]:
     for node in program.nodes:
         if not is_bounded_op(node.op):
             continue
-        interval = node.op.startswith(INTERVAL_PREFIX) or node.op == CONCRETIZE
-        if not isinstance(node.result.type, IntervalType if interval else SymbolicType):
-            kind = "an interval" if interval else "a symbolic type"
+        wanted, kind = _result_of(node.op)
+        if not isinstance(node.result.type, wanted):
             yield f"{node.result}: {node.op} gives {kind}, not {node.result.type}"
+
+
+def _result_of(op: str) -> tuple[type[TensorType], str]:
+    """The kind of type that a bounded op gives, and its name in messages."""
+    if op.startswith(INTERVAL_PREFIX) or op in (CONCRETIZE, ASSEMBLE):
+        return IntervalType, "an interval"
+    if op.startswith(BACKWARD_PREFIX):
+        return FormType, "a form"
+    return SymbolicType, "a symbolic type"
 
 
 def concrete_ops_stay_concrete(program: Program, ops: OpTable) -> Iterator[str]:
@@ -323,12 +334,12 @@ RULES: dict[Stage, tuple[Rule, ...]] = {
 
 def is_bounded(type_: TensorType) -> bool:
     """Whether a type is a bound on a tensor rather than a tensor."""
-    return isinstance(type_, IntervalType | SymbolicType)
+    return isinstance(type_, IntervalType | SymbolicType | FormType)
 
 
 def is_bounded_op(op: str) -> bool:
     """Whether an op works on bounds, which its prefix tells."""
-    return op.startswith((INTERVAL_PREFIX, SYMBOLIC_PREFIX))
+    return op.startswith((INTERVAL_PREFIX, SYMBOLIC_PREFIX, BACKWARD_PREFIX))
 
 
 def _defined(program: Program) -> tuple[Value, ...]:

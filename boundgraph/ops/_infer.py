@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from boundgraph.errors import InternalError
 from boundgraph.ir.program import Attrs, Node, Value
 from boundgraph.ir.types import (
     Dim,
+    FormType,
     IntervalType,
     Shape,
     Size,
@@ -29,7 +31,7 @@ from boundgraph.ir.types import (
 )
 from boundgraph.ops import _spec, bounded
 from boundgraph.ops._dtypes import from_torch, to_torch
-from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
+from boundgraph.ops.bounded import BACKWARD, INTERVAL, SYMBOLIC
 
 # Two sizes give the line; the third, far off, finds what is not one (`b*b`, `min(b, 100)`).
 PROBES = (5, 7, 100_003)
@@ -102,6 +104,8 @@ def infer_node(node: Node) -> TensorType | None:
     """The type that a node's result must have, or None where no rule says."""
     if node.op in bounded.BOUND_ONLY:
         return _infer_bound_only(node)
+    if node.op.startswith(BACKWARD):
+        return _infer_backward(node)
     prefix = next((p for p in (INTERVAL, SYMBOLIC) if node.op.startswith(p)), "")
     spec = _spec.get(node.op.removeprefix(prefix))
     if spec is None:
@@ -140,10 +144,33 @@ def _symbolic(type_: TensorType, node: Node) -> SymbolicType:
     return SymbolicType(type_.dtype, type_.shape, tuple(blocks))
 
 
+def _infer_backward(node: Node) -> FormType:
+    """Coefficients on the operand that the node walks to, for the same rows."""
+    form = node.inputs[0].type
+    shape = node.attrs["shapes"][node.attrs["operand"]]
+    if not isinstance(form, FormType) or form.shape[1:] != node.attrs["target"]:
+        raise TypeError(f"a backward op needs a form of its own result, got {form}")
+    return FormType(form.dtype, (form.shape[0], *shape))
+
+
+def _rows(attrs: Attrs) -> Size:
+    sizes = [size for dim, size in enumerate(attrs["shape"]) if dim != attrs["batch_dim"]]
+    return math.prod(sizes) * (2 if attrs["signed"] else 1)
+
+
 def _infer_bound_only(node: Node) -> TensorType:
     type_ = node.inputs[0].type
     if node.op == "symbolic.fresh":
         return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
+    if node.op == "backward.seed":
+        rows = _rows(node.attrs)
+        return FormType(type_.dtype, (rows, *node.attrs["shape"]))
+    if node.op == "backward.merge":
+        if any(value.type != type_ for value in node.inputs):
+            raise TypeError("backward.merge needs forms of one value")
+        return type_
+    if node.op == "backward.assemble":
+        return IntervalType(type_.dtype, node.attrs["shape"])
     if node.op == "interval.meet" and not all(
         isinstance(value.type, IntervalType) for value in node.inputs
     ):
@@ -218,7 +245,9 @@ def _run(
 ) -> Tensor:
     with torch.inference_mode(False), torch.no_grad():
         operands = [meta_tensor(type_, sizes) for type_ in types]
-        result = concrete(*operands, **{key: evaluate(value, sizes) for key, value in attrs.items()})
+        result = concrete(
+            *operands, **{key: evaluate(value, sizes) for key, value in attrs.items()}
+        )
     if not isinstance(result, Tensor):
         raise TypeError(f"the op gives {type(result).__name__}, not a tensor")
     return result

@@ -14,7 +14,7 @@ from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import elementwise
 from boundgraph.ops._spec import EXACT, Lowering, OpCase, Rounding, lowers
 from boundgraph.relaxations.relaxation import Parallel
-from boundgraph.relaxations.relu import leaky_relu_parallel, relu_parallel
+from boundgraph.relaxations.relu import leaky_relu_parallel, relu_lines, relu_parallel
 from boundgraph.relaxations.s_shaped import sigmoid_parallel, tanh_parallel
 
 aten = torch.ops.aten
@@ -32,6 +32,7 @@ relu = elementwise(
     "relu",
     F.relu,
     parallel=relu_parallel,
+    lines=relu_lines,
     rounding=EXACT,
     sample=sample_elementwise(),
     summary="max(x, 0)",

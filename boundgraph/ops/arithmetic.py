@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
-from boundgraph.ops._kinds import affine
+from boundgraph.ops._kinds import affine, transpose_rule
 from boundgraph.ops._spec import (
     Kind,
     Lowering,
@@ -85,6 +86,56 @@ def _mul_symbolic(
     return left.combine(right).with_block(block, diagonal(error, batch_dim, features))
 
 
+def _linear_backward(sign: float) -> Any:
+    """a + sign·b: each operand gets the coefficients, a constant one becomes offset."""
+
+    def backward(
+        form: LinearForm,
+        *constants: Tensor,
+        operand: int,
+        carry: bool,
+        dims: tuple[int, ...],
+        **_: Any,
+    ) -> LinearForm:
+        own = sign if operand == 1 else 1.0
+        coeff = form.coeff if own == 1.0 else -form.coeff
+        if not carry:
+            return LinearForm(coeff)
+        if not constants:
+            return LinearForm(coeff, form.offset)
+        other = 1.0 if operand == 1 else sign
+        return LinearForm(coeff, form.shifted((form.coeff * constants[0]).sum(dims) * other))
+
+    return backward
+
+
+def _mul_backward(
+    form: LinearForm,
+    *operands: Any,
+    operand: int,
+    carry: bool,
+    dims: tuple[int, ...],
+    **_: Any,
+) -> LinearForm:
+    """A constant factor scales; two bounded factors take McCormick's planes.
+
+    On [xl, xu] × [yl, yu]: xy ≥ yl·x + xl·y − xl·yl, from (x − xl)(y − yl) ≥ 0, and
+    xy ≤ yl·x + xu·y − xu·yl, from (xu − x)(y − yl) ≥ 0. Both have slope yl in x.
+    """
+    if len(operands) == 1:
+        return LinearForm(form.coeff * operands[0], form.offset if carry else None)
+    x, y = operands
+    positive, negative = form.coeff.clamp(min=0.0), form.coeff.clamp(max=0.0)
+    if operand == 0:
+        coeff = form.coeff * y.lower
+    else:
+        coeff = positive * x.lower + negative * x.upper
+    if not carry:
+        return LinearForm(coeff)
+    term = -(positive * (x.lower * y.lower) + negative * (x.upper * y.lower))
+    return LinearForm(coeff, form.shifted(term.sum(dims)))
+
+
 def _sample_pair(rng: random.Random) -> OpCase:
     shape = tuple(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))
     return OpCase((shape, shape), bounded=rng.choice(((0,), (1,), (0, 1))))
@@ -105,6 +156,7 @@ register(
         magnitude=torch.add,
         batch=broadcast_batch,
         rounding=Rounding(terms=lambda *_, **__: 2),
+        backward=_linear_backward(1.0),
         sample=_sample_pair,
         summary="a + b",
     )
@@ -119,6 +171,7 @@ register(
         magnitude=torch.add,
         batch=broadcast_batch,
         rounding=Rounding(terms=lambda *_, **__: 2),
+        backward=_linear_backward(-1.0),
         sample=_sample_pair,
         summary="a − b",
     )
@@ -134,6 +187,7 @@ register(
         magnitude=torch.mul,
         batch=broadcast_batch,
         rounding=Rounding(terms=lambda *_, **__: 3),
+        backward=_mul_backward,
         sample=_sample_pair,
         summary="a · b, either or both bounded",
     )
@@ -149,6 +203,7 @@ register(
         boundable=(0,),
         batch=broadcast_batch,
         rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
+        backward=transpose_rule(lambda coeff, b, **_: coeff / b),
         sample=_sample_left,
         summary="a / b, b constant",
     )
@@ -168,6 +223,8 @@ affine(
     "add_scalar",
     _add_scalar,
     linear=lambda x, *, other: x,
+    adjoint=lambda coeff, **_: coeff,
+    constant=lambda coeff, *, dims, other: coeff.sum(dims) * other,
     leading=True,
     batch=keep_batch,
     rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
@@ -178,6 +235,7 @@ affine(
     "mul_scalar",
     lambda x, *, other: x * other,
     magnitude=lambda x, *, other: x * abs(other),
+    adjoint=lambda coeff, *, other, **_: coeff * other,
     leading=True,
     batch=keep_batch,
     rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
@@ -188,6 +246,7 @@ affine(
     "div_scalar",
     lambda x, *, other: x / other,
     magnitude=lambda x, *, other: x / abs(other),
+    adjoint=lambda coeff, *, other, **_: coeff / other,
     leading=True,
     batch=keep_batch,
     rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
@@ -198,6 +257,7 @@ affine(
     "neg",
     torch.neg,
     magnitude=lambda x: x,
+    adjoint=lambda coeff, **_: -coeff,
     leading=True,
     batch=keep_batch,
     sample=lambda rng: OpCase(_scalar_sample(rng).shapes),

@@ -5,13 +5,19 @@ Besides the rules of the registry there are a few ops that exist only on bounds.
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
+import torch
+
 from boundgraph.domains.interval import Interval, meet
+from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
 from boundgraph.ops import _spec
 from boundgraph.ops._spec import Rule
 
-INTERVAL, SYMBOLIC = "interval.", "symbolic."
+INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
 
 
 def _symbolic_input(
@@ -21,10 +27,50 @@ def _symbolic_input(
     return Symbolic(x.center, {block: diagonal(x.radius, batch_dim, features)})
 
 
+def _seed(
+    like: Interval, *, shape: tuple[int, ...], batch_dim: int | None, signed: bool
+) -> LinearForm:
+    return LinearForm(identity_rows(like.any_part, shape, batch_dim, signed=signed))
+
+
+def _assemble(
+    *ends: Any,
+    signed: bool,
+    batch_dim: int | None,
+    shape: tuple[int, ...],
+    dims: tuple[tuple[int, ...], ...],
+) -> Interval:
+    """Sum the least values of forms over their intervals; rows become elements again.
+
+    The first half of signed rows bounds the elements from below, the negated second half
+    from above.
+    """
+    total = None
+    for form, box, over in zip(ends[::2], ends[1::2], dims, strict=True):
+        part = form.lower_over(box, over)
+        total = part if total is None else total + part
+    assert total is not None
+    features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
+    count = math.prod(features)
+
+    def elements(rows: Any) -> Any:
+        if batch_dim is None:
+            return rows.reshape(shape)
+        return rows.movedim(0, 1).unflatten(1, features or (1,)).movedim(0, batch_dim)
+
+    lower = elements(total.narrow(0, 0, count))
+    if not signed:
+        return Interval(lower, torch.full_like(lower, torch.inf))
+    return Interval(lower, -elements(total.narrow(0, count, count)))
+
+
 BOUND_ONLY: dict[str, Rule] = {
     "interval.meet": meet,
     "symbolic.concretize": lambda x: x.concretize(),
     "symbolic.fresh": _symbolic_input,
+    "backward.seed": _seed,
+    "backward.merge": sum_forms,
+    "backward.assemble": _assemble,
 }
 
 
@@ -37,7 +83,8 @@ def rule(op: str) -> Rule:
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
     name, attribute = op, "concrete"
-    for prefix, field in ((INTERVAL, "interval"), (SYMBOLIC, "symbolic")):
+    prefixes = ((INTERVAL, "interval"), (SYMBOLIC, "symbolic"), (BACKWARD, "backward"))
+    for prefix, field in prefixes:
         if op.startswith(prefix):
             name, attribute = op.removeprefix(prefix), field
     spec = _spec.get(name)
@@ -54,4 +101,3 @@ def known(op: str) -> bool:
     except InternalError:
         return False
     return True
-

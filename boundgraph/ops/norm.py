@@ -39,10 +39,47 @@ def _offset(
     x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None, *, eps: float
 ) -> Tensor:
     """|mean·scale| + |bias|: the two are rounded apart and may cancel."""
-    shift = _magnitude(mean.abs().expand_as(x.movedim(1, -1)).movedim(-1, 1), mean, var, weight, eps=eps)
+    shift = _magnitude(
+        mean.abs().expand_as(x.movedim(1, -1)).movedim(-1, 1), mean, var, weight, eps=eps
+    )
     if bias is None:
         return shift
     return shift + bias.abs().view(-1, *(1,) * (x.dim() - 2))
+
+
+def _per_channel(value: Tensor, like: Any) -> Tensor:
+    """`[channels]` broadcast against coefficients of a value of shape `like`."""
+    return value.reshape((-1,) + (1,) * (len(like) - 2))
+
+
+def _adjoint(
+    coeff: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    shapes: Any,
+    target: Any,
+    eps: float,
+) -> Tensor:
+    return coeff * _per_channel(_fold_scale(var, weight, eps=eps), target)
+
+
+def _constant(
+    coeff: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    dims: tuple[int, ...],
+    eps: float,
+) -> Tensor:
+    shift = -mean * _fold_scale(var, weight, eps=eps)
+    shift = shift if bias is None else shift + bias
+    rows = coeff.sum(dims[1:]) if len(dims) > 1 else coeff
+    return torch.matmul(rows, shift)
 
 
 def _sample(rng: random.Random) -> OpCase:
@@ -57,6 +94,8 @@ def _sample(rng: random.Random) -> OpCase:
 affine(
     "batch_norm",
     _normalize,
+    adjoint=_adjoint,
+    constant=_constant,
     linear=_linear_part,
     magnitude=_magnitude,
     rounding=Rounding(ulps=4, terms=lambda *_, **__: 8, offset=_offset),

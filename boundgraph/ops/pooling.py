@@ -21,6 +21,7 @@ from boundgraph.ops._spec import (
     Rounding,
     batch_first,
     lowers,
+    over_symbols,
     register,
 )
 from boundgraph.ops.conv import _spread, _with_batch
@@ -60,6 +61,49 @@ def _sample_adaptive(spatial: int) -> Any:
     return sample
 
 
+def _average_adjoint(spatial: int) -> Any:
+    """The transpose of average pooling, which torch has as its gradient."""
+
+    def adjoint(coeff: Tensor, *, shapes: Any, target: Any, **attrs: Any) -> Tensor:
+        options = [attrs[key] for key in ("kernel_size", "stride", "padding")]
+        flags = (attrs["ceil_mode"], attrs["count_include_pad"], None)
+        size = shapes[0][2:]
+        if spatial == 1:
+            # There is no one-dimensional gradient op: pool along the last of two dimensions.
+            size = (1, *size)
+            options = [(1, *options[0]), (1, *options[1]), (0, *options[2])]
+        op = aten.avg_pool3d_backward if spatial == 3 else aten.avg_pool2d_backward
+
+        def transpose(folded: Tensor) -> Tensor:
+            grad = folded.unsqueeze(2) if spatial == 1 else folded
+            blank = grad.new_zeros((grad.shape[0], shapes[0][1], *size))
+            back = op(grad, blank, *options, *flags)
+            return back.squeeze(2) if spatial == 1 else back
+
+        return over_symbols(transpose, coeff)
+
+    return adjoint
+
+
+def _adaptive_adjoint(spatial: int) -> Any:
+    def adjoint(coeff: Tensor, *, shapes: Any, target: Any, output_size: Any) -> Tensor:
+        size = (1, *shapes[0][2:]) if spatial == 1 else shapes[0][2:]
+        op = (
+            aten._adaptive_avg_pool3d_backward
+            if spatial == 3
+            else aten._adaptive_avg_pool2d_backward
+        )
+
+        def transpose(folded: Tensor) -> Tensor:
+            grad = folded.unsqueeze(2) if spatial == 1 else folded
+            back = op(grad, grad.new_zeros((grad.shape[0], shapes[0][1], *size)))
+            return back.squeeze(2) if spatial == 1 else back
+
+        return over_symbols(transpose, coeff)
+
+    return adjoint
+
+
 def _define_selection(name: str, fn: Any, sample: Any, summary: str) -> None:
     def concrete(x: Tensor, **attrs: Any) -> Tensor:
         return fn(x, **attrs)
@@ -85,6 +129,7 @@ def _define(spatial: int) -> None:
     affine(
         f"avg_pool{spatial}d",
         lambda x, **attrs: average(x, **attrs),
+        adjoint=_average_adjoint(spatial),
         rounding=Rounding(ulps=2, terms=lambda x, *, kernel_size, **_: math.prod(kernel_size) + 1),
         sample=_sampler(spatial, ("count_include_pad",)),
         summary=f"{spatial}-d average pooling",
@@ -92,6 +137,7 @@ def _define(spatial: int) -> None:
     affine(
         f"adaptive_avg_pool{spatial}d",
         lambda x, *, output_size: adaptive(x, output_size),
+        adjoint=_adaptive_adjoint(spatial),
         rounding=Rounding(ulps=2, terms=lambda x, **_: math.prod(x.shape[2:]) + 1),
         sample=_sample_adaptive(spatial),
         summary=f"{spatial}-d average pooling to a fixed output size",

@@ -34,6 +34,19 @@ def _terms(x: Tensor, *, dims: tuple[int, ...], **_: Any) -> int:
     return math.prod(x.shape[dim] for dim in dims) + 1
 
 
+def _adjoint(mean: bool) -> Any:
+    def adjoint(
+        coeff: Tensor, *, shapes: Any, target: Any, dims: tuple[int, ...], keepdim: bool
+    ) -> Tensor:
+        if not keepdim:
+            for dim in dims:
+                coeff = coeff.unsqueeze(dim + 1)
+        spread = coeff.expand((-1, *shapes[0]))
+        return spread / math.prod(shapes[0][dim] for dim in dims) if mean else spread
+
+    return adjoint
+
+
 def _define(name: str, fn: Any, summary: str) -> None:
     def concrete(x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
         return fn(x, dim=dims, keepdim=keepdim)
@@ -47,6 +60,7 @@ def _define(name: str, fn: Any, summary: str) -> None:
         name,
         concrete,
         lifted=lifted,
+        adjoint=_adjoint(mean=name == "mean"),
         batch=_batch,
         rounding=Rounding(ulps=2, terms=_terms),
         sample=_sample,

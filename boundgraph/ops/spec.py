@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.symbolic import Symbolic
+from boundgraph.ops._kinds import transpose_rule
 from boundgraph.ops._spec import (
     Kind,
     OpCase,
@@ -53,6 +54,41 @@ def _margin_magnitude(logits: Tensor, labels: Tensor, *, classes: int) -> Tensor
     return logits.gather(1, labels.unsqueeze(1)) + logits
 
 
+def _margin_adjoint(
+    coeff: Tensor, labels: Tensor, *, shapes: Any, target: Any, classes: int
+) -> Tensor:
+    return coeff.sum(-1, keepdim=True) * _own_class(labels, classes) - coeff
+
+
+def _linear_margin_adjoint(
+    coeff: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    *,
+    shapes: Any,
+    target: Any,
+    classes: int,
+    pairwise: bool,
+) -> Tensor:
+    logits = _margin_adjoint(coeff, labels, shapes=shapes, target=target, classes=classes)
+    return torch.matmul(logits, weight)
+
+
+def _linear_margin_constant(
+    coeff: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    *,
+    dims: tuple[int, ...],
+    classes: int,
+    pairwise: bool,
+) -> Tensor:
+    margins = bias[labels].unsqueeze(1) - bias
+    return (coeff * margins).sum(-1)
+
+
 def _sample_margin(rng: random.Random) -> OpCase:
     classes = rng.randint(2, 5)
     return OpCase(((rng.randint(1, 4), classes), (-1,)), {"classes": classes})
@@ -65,6 +101,7 @@ register(
         _margin,
         interval=_margin_interval,
         symbolic=_margin_symbolic,
+        backward=transpose_rule(_margin_adjoint),
         magnitude=_margin_magnitude,
         boundable=(0,),
         batch=batch_first,
@@ -90,9 +127,7 @@ def _linear_margin_interval(
     among the products (no indexing of weights, whose gradient would scatter); with many,
     each sample gathers its own C rows.
     """
-    center = _linear_margin(
-        x.center, weight, bias, labels, classes=classes, pairwise=pairwise
-    )
+    center = _linear_margin(x.center, weight, bias, labels, classes=classes, pairwise=pairwise)
     if pairwise:
         rows = (weight.unsqueeze(1) - weight.unsqueeze(0)).abs().flatten(0, 1)
         all_pairs = F.linear(x.radius, rows).unflatten(1, (classes, classes))
@@ -131,6 +166,7 @@ register(
         _linear_margin,
         interval=_linear_margin_interval,
         symbolic=_linear_margin_symbolic,
+        backward=transpose_rule(_linear_margin_adjoint, _linear_margin_constant),
         magnitude=_linear_margin_magnitude,
         boundable=(0,),
         batch=batch_first,

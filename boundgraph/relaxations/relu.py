@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import Lines
 from boundgraph.relaxations.relaxation import Parallel
 
 
@@ -46,3 +47,17 @@ def leaky_relu_parallel(x: Interval, negative_slope: float) -> Parallel:
     # (s − λ)·l' = (1 − s)·u'·(−l')/(u' − l'): no cancellation, and no slope that underflows.
     half_gap = lower * -0.5 / width * upper * (0.5 - 0.5 * negative_slope)
     return Parallel(slope, half_gap, half_gap)
+
+
+def relu_lines(x: Interval) -> Lines:
+    """The chord above, and below whichever of 0 and x leaves the smaller triangle.
+
+    Both 0 and x are below relu everywhere. Choosing x where u > −l minimises the area
+    between the lines (CROWN, Zhang et al., arXiv 1811.00866).
+    """
+    chord = relu_parallel(x)
+    keeps = (x.upper > -x.lower).to(chord.slope.dtype)
+    # A stable unit is exact: its chord has slope 1 or 0 and no gap.
+    lower_slope = torch.where(x.lower >= 0, 1.0, torch.where(x.upper <= 0, 0.0, keeps))
+    zero = torch.zeros_like(chord.middle)
+    return Lines(lower_slope, zero, chord.slope, chord.middle * 2.0)

@@ -1,0 +1,286 @@
+"""Backward linear bounds (CROWN) as a program transformation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from boundgraph import ops
+from boundgraph.errors import Diagnostic, UnsupportedError
+from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
+from boundgraph.ir.types import Dim, FormType, IntervalType, Size, Stage
+from boundgraph.ops import Kind, OpSpec
+from boundgraph.ops.bounded import BACKWARD, INTERVAL
+from boundgraph.passes._unsupported import diagnose, mixes_samples
+from boundgraph.passes.manager import Effect, Pass
+
+
+@dataclass(frozen=True)
+class RelaxBackward(Pass):
+    """Bound the outputs by linear forms carried backwards to the input, like reverse-mode AD.
+
+    An interval track runs forward first. From each output a form with one row per element
+    walks back: affine ops by their transpose, structural ops by moving coefficients,
+    relaxed ops by the line that the sign of the coefficient asks for, several readers of
+    one value by addition. An op without a backward rule ends the walk there: its interval
+    stands for it, which is sound and loose. At a region the form takes its least value.
+
+    Source: Zhang et al., CROWN (arXiv 1811.00866), CROWN-IBP (1906.06316); Xu et al. (2002.12920).
+
+    Args:
+        bounded: names of the inputs that carry a region.
+        intermediate: backward bounds for the operands of relaxed ops, too (`crown`), not
+            only for the outputs (`crown-ibp`).
+        lower_only: bound outputs below only; their upper ends are infinite. Halves the rows.
+    """
+
+    bounded: tuple[str, ...]
+    intermediate: bool = False
+    lower_only: bool = False
+
+    name: ClassVar[str] = "relax-backward"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.RELAXES
+
+    def run(self, program: Program) -> Program:
+        run = _Run(self, program, ProgramBuilder(Stage.BOUNDED))
+        for value in program.params:
+            run.plain[str(value)] = run.builder.param(value.name, value.type)
+        for value in program.inputs:
+            run.add_input(value)
+        for node in program.nodes:
+            run.add_node(node)
+        outputs = [] if run.problems else [run.output(value) for value in program.outputs]
+        if run.problems:
+            raise UnsupportedError(list(dict.fromkeys(run.problems)))
+        return run.builder.build(outputs)
+
+
+@dataclass
+class _Run:
+    """The tables of one run, keyed by the text of the concrete program's values."""
+
+    options: RelaxBackward
+    program: Program
+    builder: ProgramBuilder
+    plain: dict[str, Value] = field(default_factory=dict)
+    interval: dict[str, Value] = field(default_factory=dict)
+    batch: dict[str, int | None] = field(default_factory=dict)
+    problems: list[Diagnostic] = field(default_factory=list)
+    nodes: dict[str, Node] = field(default_factory=dict)
+    order: dict[str, int] = field(default_factory=dict)
+
+    def add_input(self, value: Value) -> None:
+        key, type_ = str(value), value.type
+        if value.name not in self.options.bounded:
+            self.plain[key] = self.builder.input(value.name, type_)
+            return
+        self.interval[key] = self.builder.input(value.name, IntervalType(type_.dtype, type_.shape))
+        dynamic = [i for i, entry in enumerate(type_.shape) if isinstance(entry, Dim)]
+        self.batch[key] = dynamic[0] if dynamic else None
+
+    def add_node(self, node: Node) -> None:
+        """Extend the interval track; under `crown`, tighten what relaxed ops read."""
+        key, type_ = str(node.result), node.result.type
+        self.nodes[key], self.order[key] = node, len(self.order)
+        bounded = self._bounded(node)
+        if not bounded:
+            self.plain[key] = self.builder.add(
+                node.op,
+                [self.plain[str(value)] for value in node.inputs],
+                type_,
+                node.attrs,
+                name=node.result.name,
+                span=node.span,
+            )
+            return
+        spec = ops.get(node.op)
+        rejected = [i for i in bounded if spec is None or not spec.accepts(i)]
+        if spec is None or spec.interval is None or rejected:
+            self.problems.append(diagnose(node, spec, rejected or bounded))
+            self.interval[key], self.batch[key] = node.result, None
+            return
+        self.batch[key] = self._batch_of(node, spec)
+        if self.options.intermediate and not self.problems and self._relaxes(node, spec):
+            for i in bounded:
+                self._tighten(node.inputs[i])
+        self.interval[key] = self.builder.add(
+            INTERVAL + node.op,
+            [self._interval_or_plain(value) for value in node.inputs],
+            IntervalType(type_.dtype, type_.shape),
+            node.attrs,
+            name=f"{node.result.name}_interval",
+            span=node.span,
+        )
+
+    def output(self, value: Value) -> Value:
+        key = str(value)
+        if key not in self.interval:
+            return self.plain[key]
+        if key not in self.nodes:
+            return self.interval[key]
+        return self._backward(value, signed=not self.options.lower_only)
+
+    def _tighten(self, value: Value) -> None:
+        """Replace a value's interval by its intersection with backward bounds."""
+        key = str(value)
+        if key not in self.nodes or not self._worth_it(value):
+            return
+        back = self._backward(value, signed=True)
+        self.interval[key] = self.builder.add(
+            "interval.meet", (self.interval[key], back), back.type, name=f"{value.name}_bounds"
+        )
+
+    def _worth_it(self, value: Value) -> bool:
+        """Interval bounds are exact until the first relaxed op, and are taken once."""
+        if self.interval[str(value)].name.endswith("_bounds"):
+            return False
+        return any(
+            self._relaxes(node, spec)
+            for node in self._ancestors(value)
+            if (spec := ops.get(node.op)) is not None and self._bounded(node)
+        ) or self._joins(value)
+
+    def _joins(self, value: Value) -> bool:
+        """Whether some value reaches this one along several paths, or a layer has a successor."""
+        return sum(self._bounded(node) != [] for node in self._ancestors(value)) > 1
+
+    def _ancestors(self, value: Value) -> Iterable[Node]:
+        seen: set[str] = set()
+        stack = [str(value)]
+        while stack:
+            key = stack.pop()
+            if key in seen or key not in self.nodes:
+                continue
+            seen.add(key)
+            yield self.nodes[key]
+            stack.extend(str(operand) for operand in self.nodes[key].inputs)
+
+    def _backward(self, value: Value, *, signed: bool) -> Value:
+        """The walk from one value to the inputs; an interval of the value."""
+        key = str(value)
+        type_ = value.type
+        rows = self._rows(value, signed)
+        forms: dict[str, list[Value]] = {key: [self._seed(value, rows, signed)]}
+        ends: list[Value] = []
+        pending = sorted(
+            (str(node.result) for node in self._ancestors(value)),
+            key=self.order.__getitem__,
+            reverse=True,
+        )
+        for here in pending:
+            if here in forms:
+                node = self.nodes[here]
+                form = self._merge(forms.pop(here), node.result)
+                if not self._step(node, form, rows, forms, root=here == key):
+                    ends += [form, self.interval[here]]
+        for here, parts in forms.items():
+            ends += [self._merge(parts, self.interval[here]), self.interval[here]]
+        return self.builder.add(
+            "backward.assemble",
+            ends,
+            IntervalType(type_.dtype, type_.shape),
+            {
+                "signed": signed,
+                "batch_dim": self.batch[key],
+                "shape": type_.shape,
+                "dims": tuple(self._dims(self.interval_key(end)) for end in ends[1::2]),
+            },
+            name=f"{value.name}_backward",
+            span=self.nodes[key].span,
+        )
+
+    def interval_key(self, interval: Value) -> str:
+        return next(key for key, value in self.interval.items() if value == interval)
+
+    def _step(
+        self, node: Node, form: Value, rows: Size, forms: dict[str, list[Value]], *, root: bool
+    ) -> bool:
+        """Carry a form over one op to its operands; False where the op has no rule."""
+        spec = ops.get(node.op)
+        assert spec is not None
+        if spec.backward is None:
+            return False
+        bounded = self._bounded(node)
+        relaxed = self._relaxes(node, spec)
+        context = [
+            self._interval_or_plain(value)
+            for i, value in enumerate(node.inputs)
+            if relaxed or i not in bounded
+        ]
+        attrs = dict(node.attrs) | {
+            "shapes": tuple(value.type.shape for value in node.inputs),
+            "target": node.result.type.shape,
+            "dims": self._dims(str(node.result)),
+        }
+        if node.op in ("cat", "stack"):
+            attrs["plain"] = tuple(i for i in range(len(node.inputs)) if i not in bounded)
+        for position, i in enumerate(bounded):
+            operand = node.inputs[i]
+            type_ = FormType(operand.type.dtype, (rows, *operand.type.shape))
+            new = self.builder.add(
+                BACKWARD + node.op,
+                (form, *context),
+                type_,
+                attrs | {"operand": i, "carry": position == 0},
+                name=f"{operand.name}_form",
+                span=node.span,
+            )
+            forms.setdefault(str(operand), []).append(new)
+        return True
+
+    def _seed(self, value: Value, rows: Size, signed: bool) -> Value:
+        like = next(iter(self.interval.values()))
+        return self.builder.add(
+            "backward.seed",
+            (like,),
+            FormType(value.type.dtype, (rows, *value.type.shape)),
+            {"shape": value.type.shape, "batch_dim": self.batch[str(value)], "signed": signed},
+            name=f"{value.name}_rows",
+        )
+
+    def _merge(self, parts: list[Value], value: Value) -> Value:
+        if len(parts) == 1:
+            return parts[0]
+        return self.builder.add("backward.merge", parts, parts[0].type, name=f"{value.name}_form")
+
+    def _rows(self, value: Value, signed: bool) -> Size:
+        count = 1
+        for dim, entry in enumerate(value.type.shape):
+            if dim == self.batch[str(value)]:
+                continue
+            if not isinstance(entry, int):
+                self.problems.append(mixes_samples(self.nodes[str(value)]))
+                return 1
+            count *= entry
+        return 2 * count if signed else count
+
+    def _dims(self, key: str) -> tuple[int, ...]:
+        """Dimensions of a coefficient that belong to one sample."""
+        value = self.nodes[key].result if key in self.nodes else self.interval[key]
+        return tuple(dim + 1 for dim in range(len(value.type.shape)) if dim != self.batch[key])
+
+    def _bounded(self, node: Node) -> list[int]:
+        return [i for i, value in enumerate(node.inputs) if str(value) in self.interval]
+
+    def _relaxes(self, node: Node, spec: OpSpec) -> bool:
+        """Whether the op's rule reads intervals of its bounded operands."""
+        if spec.kind is Kind.BILINEAR:
+            return len(self._bounded(node)) > 1
+        return spec.backward is None or spec.lines is not None
+
+    def _interval_or_plain(self, value: Value) -> Value:
+        return self.interval.get(str(value)) or self.plain[str(value)]
+
+    def _batch_of(self, node: Node, spec: OpSpec) -> int | None:
+        dims = tuple(self.batch.get(str(value)) for value in node.inputs)
+        if all(dim is None for dim in dims):
+            return None
+        found = None
+        if spec.batch is not None:
+            shapes = tuple(value.type.shape for value in node.inputs)
+            found = spec.batch(dims, shapes, node.result.type.shape, **node.attrs)
+        if found is None:
+            self.problems.append(mixes_samples(node))
+        return found
