@@ -32,8 +32,8 @@ _EXPORTS = {
 _MODULES = {"attack": "boundgraph.attacks", "training": "boundgraph.training"}
 
 if TYPE_CHECKING:
-    from boundgraph import attacks as attack
-    from boundgraph import training as training
+    import boundgraph.attacks as attack
+    import boundgraph.training as training
     from boundgraph.compiler import bound as bound
     from boundgraph.compiler import compile as compile
     from boundgraph.domains.interval import Interval as Interval

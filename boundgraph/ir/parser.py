@@ -212,6 +212,9 @@ class _Parser:
     def _type(self) -> TensorType:
         domains = ("interval", "symbolic", "form")
         domain = next((name for name in domains if self._accept(name)), None)
+        if domain and self._token.text in domains:
+            message = f"a type is one of {', '.join(domains)}, not both"
+            raise self._error(message, self._token)
         token = self._token
         dtype = self._word("a dtype")
         self._expect("[")

@@ -126,10 +126,8 @@ def _mul_backward(
         return LinearForm(form.coeff * operands[0], form.offset if carry else None)
     x, y = operands
     positive, negative = form.coeff.clamp(min=0.0), form.coeff.clamp(max=0.0)
-    if operand == 0:
-        coeff = form.coeff * y.lower
-    else:
-        coeff = positive * x.lower + negative * x.upper
+    along_y = positive * x.lower + negative * x.upper
+    coeff = form.coeff * y.lower if operand == 0 else along_y
     if not carry:
         return LinearForm(coeff)
     term = -(positive * (x.lower * y.lower) + negative * (x.upper * y.lower))
