@@ -46,7 +46,22 @@ if TYPE_CHECKING:
     from boundgraph.runtime.module import Bounds as Bounds
     from boundgraph.runtime.saved import load as load
 
-__all__ = ["__version__", *sorted((*_EXPORTS, *_MODULES))]
+__all__ = [
+    "BoundProgram",
+    "Bounds",
+    "Box",
+    "Interval",
+    "LinearSpec",
+    "LinfBall",
+    "Margin",
+    "__version__",
+    "attack",
+    "bound",
+    "compile",
+    "evaluate",
+    "load",
+    "training",
+]
 
 
 def __getattr__(name: str) -> Any:

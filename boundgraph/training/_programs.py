@@ -74,7 +74,12 @@ class ProgramCache:
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
             program = compile(
-                model, Box(example, example), method=method, spec=Margin(classes), training=True
+                model,
+                Box(example, example),
+                method=method,
+                spec=Margin(classes),
+                training=True,
+                lower_only=True,
             )
             self._programs[key] = (program, classes)
             self._alive.append((*model.modules(), *model.parameters()))
