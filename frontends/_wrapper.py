@@ -14,6 +14,12 @@ from boundgraph.errors import CaptureError, Diagnostic
 MODEL = "model"
 
 
+class _Output:
+    """How the outputs were nested; an object of its own, since exporting undoes assignments."""
+
+    spec: pytree.TreeSpec
+
+
 class CallOf(nn.Module):
     """Calls the model as a module, so that its own hooks run, and flattens its outputs.
 
@@ -30,8 +36,7 @@ class CallOf(nn.Module):
         self.model = model
         self._positional = positional
         self._keywords = tuple(keywords)
-        # A list, since assigning an attribute during tracing is a side effect.
-        self.specs: list[pytree.TreeSpec] = []
+        self.output = _Output()
 
     def _run(self, *inputs: Any) -> tuple[Any, ...]:
         given = dict(zip(self._keywords, inputs[self._positional :], strict=True))
@@ -46,7 +51,7 @@ class CallOf(nn.Module):
                         help="wrap the model in a module that returns only its tensors",
                     )
                 )
-        self.specs[:] = [spec]
+        self.output.spec = spec
         return tuple(leaves)
 
 

@@ -182,7 +182,7 @@ def _by_fx(request: _Request, probes: Sequence[int], prepared: dict[str, Any]) -
             raise NotImported(Diagnostic(f"tracing left the call {node.format_node()}"))
 
     output = importer.run(graph, bind)
-    return _finished("torch_fx", request, importer, output, wrapper.specs[0])
+    return _finished("torch_fx", request, importer, output, wrapper.output.spec)
 
 
 def _by_export(request: _Request, probes: Sequence[int], prepared: dict[str, Any]) -> Capture:
@@ -193,7 +193,7 @@ def _by_export(request: _Request, probes: Sequence[int], prepared: dict[str, Any
     inputs = _bind_inputs(request, importer)
     bind = torch_export.binder(exported, wrapper, importer, inputs)
     output = importer.run(exported.graph, bind)
-    return _finished("torch_export", request, importer, output, wrapper.specs[0])
+    return _finished("torch_export", request, importer, output, wrapper.output.spec)
 
 
 def _bind_inputs(request: _Request, importer: Importer) -> list[tuple[Value, list[Tensor]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,25 @@ class _Check:
         self._check(self._module, input)
 
 
-class _ParameterProxy(fx.Proxy):
+class _Proxy(fx.Proxy):
+    """Records writes as writes; fx alone turns `x += y` into `x = x + y`."""
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def record(self: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class _ParameterProxy(_Proxy):
     """Stands for a parameter or buffer, whose metadata is known."""
 
     def __init__(self, tracer: fx.Tracer, node: fx.Node, tensor: Tensor) -> None:
@@ -127,6 +146,9 @@ class _Tracer(fx.Tracer):
         named = (*root.named_parameters(), *root.named_buffers())
         self._paths = {id(tensor): path for path, tensor in reversed(named)}
         return super().trace(root, concrete_args)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return False
