@@ -74,26 +74,20 @@ def sum_forms(*forms: LinearForm) -> LinearForm:
     return LinearForm(coeff, offset)
 
 
-def identity_rows(
-    like: Tensor, shape: tuple[int, ...], batch_dim: int | None, *, signed: bool
-) -> Tensor:
-    """One row per element of a sample, then, where `signed`, one per negated element.
-
-    The negated rows' lower bounds are the negated upper bounds of the elements.
+def identity_rows(like: Tensor, shape: tuple[int, ...], batch_dim: int | None) -> Tensor:
+    """One row per element of a sample.
 
     Args:
         like: any tensor, for dtype and device.
-        shape: shape of the value.
+        shape: shape of the value; 1 at `batch_dim` for rows shared by all samples.
         batch_dim: where the batch sits in the value; None where there is none.
-        signed: append the negated rows.
 
     Returns:
         `[rows, *shape]`, expanded along the batch.
     """
     features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
     count = math.prod(features)
-    eye = torch.eye(count, dtype=like.dtype, device=like.device)
-    rows = (torch.cat([eye, -eye]) if signed else eye).reshape((-1, *features))
+    rows = torch.eye(count, dtype=like.dtype, device=like.device).reshape((-1, *features))
     if batch_dim is None:
         return rows
     return rows.unsqueeze(batch_dim + 1).expand((-1, *shape))

@@ -153,9 +153,21 @@ def _infer_backward(node: Node) -> FormType:
     return FormType(form.dtype, (form.shape[0], *shape))
 
 
+def _merged(types: Sequence[TensorType]) -> TensorType:
+    """Forms of one value, for the same rows; a batch of 1 is shared by all samples."""
+    widest = next((t for t in types if any(isinstance(e, Dim) for e in t.shape)), types[0])
+    for type_ in types:
+        pairs = zip(type_.shape, widest.shape, strict=True)
+        if not isinstance(type_, FormType) or any(
+            a != b and not (a == 1 and isinstance(b, Dim)) for a, b in pairs
+        ):
+            raise TypeError(f"backward.merge of {type_} and {widest}")
+    return widest
+
+
 def _rows(attrs: Attrs) -> Size:
     sizes = [size for dim, size in enumerate(attrs["shape"]) if dim != attrs["batch_dim"]]
-    return math.prod(sizes) * (2 if attrs["signed"] else 1)
+    return math.prod(sizes)
 
 
 def _infer_bound_only(node: Node) -> TensorType:
@@ -166,9 +178,9 @@ def _infer_bound_only(node: Node) -> TensorType:
         rows = _rows(node.attrs)
         return FormType(type_.dtype, (rows, *node.attrs["shape"]))
     if node.op == "backward.merge":
-        if any(value.type != type_ for value in node.inputs):
-            raise TypeError("backward.merge needs forms of one value")
-        return type_
+        return _merged([value.type for value in node.inputs])
+    if node.op == "backward.sign":
+        return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
     if node.op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
     if node.op == "interval.meet" and not all(

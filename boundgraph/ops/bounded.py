@@ -27,10 +27,14 @@ def _symbolic_input(
     return Symbolic(x.center, {block: diagonal(x.radius, batch_dim, features)})
 
 
-def _seed(
-    like: Interval, *, shape: tuple[int, ...], batch_dim: int | None, signed: bool
-) -> LinearForm:
-    return LinearForm(identity_rows(like.any_part, shape, batch_dim, signed=signed))
+def _seed(like: Interval, *, shape: tuple[int, ...], batch_dim: int | None) -> LinearForm:
+    return LinearForm(identity_rows(like.any_part, shape, batch_dim))
+
+
+def _sign(form: LinearForm) -> LinearForm:
+    """The rows and then the negated rows, whose lower bounds are negated upper bounds."""
+    offset = None if form.offset is None else torch.cat([form.offset, -form.offset])
+    return LinearForm(torch.cat([form.coeff, -form.coeff]), offset)
 
 
 def _assemble(
@@ -70,6 +74,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "symbolic.fresh": _symbolic_input,
     "backward.seed": _seed,
     "backward.merge": sum_forms,
+    "backward.sign": _sign,
     "backward.assemble": _assemble,
 }
 

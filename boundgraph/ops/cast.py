@@ -8,10 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ir.program import Value
 from boundgraph.ops._dtypes import from_torch, to_torch
-from boundgraph.ops._kinds import affine
-from boundgraph.ops._spec import Lowering, OpCase, Rounding, keep_batch, lowers
+from boundgraph.ops._spec import (
+    Kind,
+    Lowering,
+    OpCase,
+    OpSpec,
+    Rounding,
+    keep_batch,
+    lowers,
+    register,
+)
 
 aten = torch.ops.aten
 
@@ -25,14 +35,29 @@ def _sample(rng: random.Random) -> OpCase:
     return OpCase((shape,), {"dtype": "f64"})
 
 
-affine(
-    "cast",
-    _cast,
-    leading=True,
-    batch=keep_batch,
-    rounding=Rounding(ulps=1),
-    sample=_sample,
-    summary="the same values in another floating-point dtype",
+def _cast_interval(x: Interval, *, dtype: str) -> Interval:
+    """Rounding to nearest keeps order, so casting the ends encloses every cast value."""
+    return Interval(_cast(x.lower, dtype=dtype), _cast(x.upper, dtype=dtype))
+
+
+def _cast_symbolic(x: Symbolic, *, dtype: str) -> Symbolic:
+    return x.map(lambda c: _cast(c, dtype=dtype), lambda g: _cast(g, dtype=dtype))
+
+
+register(
+    OpSpec(
+        "cast",
+        Kind.AFFINE,
+        _cast,
+        interval=_cast_interval,
+        symbolic=_cast_symbolic,
+        magnitude=_cast,
+        boundable=(0,),
+        batch=keep_batch,
+        rounding=Rounding(ulps=1),
+        sample=_sample,
+        summary="the same values in another floating-point dtype",
+    )
 )
 
 
