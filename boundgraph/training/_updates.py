@@ -64,8 +64,13 @@ class Update(ABC):
         """Write the numbers of the coming step. Changes nothing else."""
 
     @abstractmethod
-    def apply(self, grads: Sequence[Tensor]) -> None:
-        """Update parameters and state in place; traceable, under `no_grad`."""
+    def apply(self, grads: Sequence[Tensor], sane: Tensor) -> None:
+        """Update parameters and state in place; traceable, under `no_grad`.
+
+        Args:
+            grads: one per entry of `parameters()`.
+            sane: 0-d bool; where False, everything keeps its value.
+        """
 
     def advance(self) -> None:  # noqa: B027  (most optimizers count nothing)
         """Count the step that was applied, as the stock optimizer would."""
@@ -105,9 +110,9 @@ class Update(ABC):
     def _create(self, parts: list[list[Tensor]], flags: list[dict[str, bool]]) -> None:
         for params, flag in zip(parts, flags, strict=True):
             for parameter in params:
-                state = self.optimizer.state[parameter]
-                for slot in self.slots:
-                    if self._uses(slot, flag) and state.get(slot) is None:
+                for slot in (name for name in self.slots if self._uses(name, flag)):
+                    state = self.optimizer.state[parameter]
+                    if state.get(slot) is None:
                         state[slot] = self._initial(slot, parameter)
 
     def _initial(self, slot: str, parameter: Tensor) -> Tensor:
@@ -139,7 +144,7 @@ class SGDUpdate(Update):
                 weight_decay=float(options["weight_decay"]),
             )
 
-    def apply(self, grads: Sequence[Tensor]) -> None:
+    def apply(self, grads: Sequence[Tensor], sane: Tensor) -> None:
         position = 0
         for group in self.groups:
             numbers, flags = group.numbers, group.flags
@@ -153,9 +158,10 @@ class SGDUpdate(Update):
                 if flags["momentum"]:
                     # A buffer of zeros gives the stock first step, buffer = gradient.
                     buffer = group.slots["momentum_buffer"][i]
-                    buffer.mul_(numbers["momentum"]).add_(grad)
-                    grad = grad + buffer * numbers["momentum"] if flags["nesterov"] else buffer
-                param.sub_(grad * numbers["lr"])
+                    moved = buffer * numbers["momentum"] + grad
+                    grad = grad + moved * numbers["momentum"] if flags["nesterov"] else moved
+                    _assign(buffer, moved, sane)
+                _assign(param, param - grad * numbers["lr"], sane)
 
 
 class AdamUpdate(Update):
@@ -203,31 +209,39 @@ class AdamUpdate(Update):
             if group.params:
                 torch._foreach_add_(group.slots["step"], 1.0)
 
-    def apply(self, grads: Sequence[Tensor]) -> None:
+    def apply(self, grads: Sequence[Tensor], sane: Tensor) -> None:
         position = 0
         for group in self.groups:
             for i, param in enumerate(group.params):
-                self._apply_one(group, i, param, grads[position])
+                self._apply_one(group, i, param, grads[position], sane)
                 position += 1
 
     @staticmethod
-    def _apply_one(group: Group, i: int, param: Tensor, grad: Tensor) -> None:
+    def _apply_one(group: Group, i: int, param: Tensor, grad: Tensor, sane: Tensor) -> None:
         numbers, flags = group.numbers, group.flags
+        start: Tensor = param
         if flags["maximize"]:
             grad = -grad
         if flags["weight_decay"] and flags["decoupled"]:
-            param.mul_(numbers["decay"])
+            start = param * numbers["decay"]
         elif flags["weight_decay"]:
             grad = grad + param * numbers["decay"]
         mean, square = group.slots["exp_avg"][i], group.slots["exp_avg_sq"][i]
-        mean.add_((grad - mean) * numbers["gain1"])
-        square.mul_(numbers["beta2"]).add_(grad * grad * numbers["gain2"])
+        new_mean = mean + (grad - mean) * numbers["gain1"]
+        new_square = square * numbers["beta2"] + grad * grad * numbers["gain2"]
+        largest = new_square
         if flags["amsgrad"]:
-            largest = group.slots["max_exp_avg_sq"][i]
-            largest.copy_(torch.maximum(largest, square))
-            square = largest
-        scale = square.sqrt() / numbers["correction"] + numbers["eps"]
-        param.sub_(mean / scale * numbers["step_size"])
+            slot = group.slots["max_exp_avg_sq"][i]
+            largest = torch.maximum(slot, new_square)
+            _assign(slot, largest, sane)
+        scale = largest.sqrt() / numbers["correction"] + numbers["eps"]
+        _assign(param, start - new_mean / scale * numbers["step_size"], sane)
+        _assign(mean, new_mean, sane)
+        _assign(square, new_square, sane)
+
+
+def _assign(target: Tensor, value: Tensor, sane: Tensor) -> None:
+    target.copy_(torch.where(sane, value, target))
 
 
 UPDATES: dict[type[torch.optim.Optimizer], type[Update]] = {

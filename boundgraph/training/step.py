@@ -89,7 +89,8 @@ class Step:
         Raises:
             DataError, SpecError: the batch does not fit the model.
             NonFiniteError: the loss or gradient is NaN or infinite. At once on a CPU; on
-                other devices at `raise_if_nonfinite()`.
+                other devices at `raise_if_nonfinite()`. Weights and optimizer state stay as
+                they were, except in the `"loss"` and `"eager"` modes off the CPU.
         """
         if self.checks or (self.checks is None and (x.device.type == "cpu" or not self._signature)):
             self.loss_fn.check_batch(x, y)
@@ -127,7 +128,7 @@ class Step:
         )
         for name, tensor in self.loss_fn.model.named_parameters():
             if not bool(torch.isfinite(tensor).all()):
-                message += f". The weight {name!r} is not finite any more: go back to a checkpoint"
+                message += f". The weight {name!r} is not finite: go back to a checkpoint"
                 break
         raise NonFiniteError(message)
 
@@ -200,8 +201,9 @@ class Step:
                 # The formula of torch.nn.utils.clip_grad_norm_.
                 scale = (self.clip_norm / (norm + 1e-6)).clamp(max=1.0)
                 grads = tuple(grad * scale for grad in grads)
-            self._update.apply(grads)
-            self._bad.logical_or_(_not_finite(parts, norm))
+            bad = _not_finite(parts, norm)
+            self._bad.logical_or_(bad)
+            self._update.apply(grads, ~bad.any())
         return _metrics(parts, norm)
 
     def _eager(self, x: Tensor, y: Tensor, index: Tensor | None) -> dict[str, Tensor]:
