@@ -146,8 +146,19 @@ def _(b: Lowering, input: Value) -> Value:
     return b.emit("reciprocal", input)
 
 
+def _exp_interval(x: Interval) -> Interval:
+    """Where eˣ overflows it lies above every finite number, and below infinity."""
+    lower = torch.nan_to_num(x.lower.exp(), nan=torch.nan)
+    return Interval(lower, x.upper.exp())
+
+
 exp = elementwise(
-    "exp", torch.exp, rounding=Rounding(ulps=8), sample=sample_elementwise(), summary="eˣ"
+    "exp",
+    torch.exp,
+    interval=_exp_interval,
+    rounding=Rounding(ulps=8),
+    sample=sample_elementwise(),
+    summary="eˣ",
 )
 
 

@@ -62,8 +62,8 @@ def samples_within(program: Program, budget: int | None, device: torch.device) -
     need = max(peak_bytes(program), 1)
     if budget is not None and need > budget:
         raise ConfigError(
-            f"bounding one sample needs about {need / 2**20:,.0f} MiB, more than max_memory="
-            f"{budget / 2**20:,.0f} MiB; raise it or use method='ibp'"
+            f"bounding one sample needs about {need:,} bytes, more than max_memory={budget:,}; "
+            "raise it, or use a method that needs less, such as 'ibp'"
         )
     if budget is None:
         on_gpu = device.type == "cuda"
