@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from boundgraph.compiler import METHODS
 from boundgraph.domains.interval import Interval
 from boundgraph.errors import (
     ConfigError,
@@ -64,7 +65,7 @@ def test_a_linear_model_is_decided_exactly() -> None:
 @given(
     seed=st.integers(0, 1000),
     eps=st.floats(0, 0.3, allow_subnormal=False),
-    method=st.sampled_from(["ibp", "symbolic", "mix", ("ibp", "symbolic", "mix")]),
+    method=st.sampled_from([*METHODS, ("ibp", "crown-ibp", "mix")]),
 )
 def test_certified_never_exceeds_attacked_never_exceeds_clean(
     seed: int, eps: float, method: Any
@@ -100,7 +101,7 @@ def test_later_methods_see_only_what_is_undecided(monkeypatch: pytest.MonkeyPatc
     data = samples(model, 64)
     result = evaluate(model, data, 0.05, method=("ibp", "symbolic"))
     by_ibp = evaluate(model, data, 0.05, method="ibp").certified_correct
-    counts = {m: sum(n for name, n in seen[: -1] if name == m) for m in ("ibp", "symbolic")}
+    counts = {m: sum(n for name, n in seen[:-1] if name == m) for m in ("ibp", "symbolic")}
     assert counts == {"ibp": 64, "symbolic": result.clean_correct - by_ibp}
 
 
@@ -211,7 +212,9 @@ def test_a_certificate_for_a_wrong_answer_is_found(monkeypatch: pytest.MonkeyPat
     model = network()
     x, y = samples(model, wrong=0)
     y[13] = (y[13] + 1) % 4
-    with pytest.raises(SoundnessError, match=r"sample 13 .*at least 0\.\d+; but the model reaches -"):
+    with pytest.raises(
+        SoundnessError, match=r"sample 13 .*at least 0\.\d+; but the model reaches -"
+    ):
         evaluate(model, (x, y), 0.01, batch_size=8, attack_steps=0)
 
 

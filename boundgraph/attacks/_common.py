@@ -129,7 +129,7 @@ def per_sample(value: float | Tensor, x: Tensor, name: str) -> Tensor:
     if tensor.shape == x.shape[:1]:
         tensor = tensor.reshape(-1, *[1] * (x.dim() - 1))
     try:
-        fits = torch.broadcast_shapes(tensor.shape, x.shape) == x.shape
+        fits = torch.broadcast_shapes(tensor.shape, x.shape) == x.shape  # type: ignore[no-untyped-call]
     except RuntimeError:
         fits = False
     if not fits:

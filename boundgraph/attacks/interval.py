@@ -164,7 +164,7 @@ class IntervalStep:
 def _require_dependence(program: BoundProgram) -> None:
     """Raise UnsupportedError where the margins no longer depend on the input's own symbols."""
     name = program.ir.inputs[0].name
-    if name in program.ir.outputs[0].type.blocks:
+    if name in getattr(program.ir.outputs[0].type, "blocks", ()):
         return
     restarts = [node for node in program.ir.nodes if node.op == "symbolic.fresh"]
     at = ", ".join(str(node.inputs[0]) for node in restarts if node.inputs[0].name != name)

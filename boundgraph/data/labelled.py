@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import Any
 
 from torch import Tensor
@@ -18,7 +18,7 @@ def sample_count(data: LabelledData, limit: int | None = None) -> int | None:
         total = len(data[1]) if _is_pair(data) else None
     else:
         dataset = getattr(data, "dataset", None)
-        total = len(dataset) if hasattr(dataset, "__len__") else None
+        total = len(dataset) if isinstance(dataset, Sized) else None
     return total if total is None or limit is None else min(total, limit)
 
 

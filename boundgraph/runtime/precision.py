@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +12,8 @@ from torch import nn
 from boundgraph.errors import ConfigError
 
 _REDUCED = ("tf32", "bf16")
+# torch fills these modules at run time, where a type checker cannot look.
+_BACKENDS: Any = torch.backends
 
 
 @contextmanager
@@ -33,7 +36,7 @@ def certified_precision(model: nn.Module) -> Iterator[None]:
             )
     _refuse_half(model)
     _refuse_reduced_products(devices)
-    convolution = torch.backends.cudnn.conv
+    convolution = _BACKENDS.cudnn.conv
     before = convolution.fp32_precision
     try:
         if "cuda" in devices:
@@ -58,15 +61,14 @@ def _refuse_half(model: nn.Module) -> None:
 
 
 def _refuse_reduced_products(devices: set[str]) -> None:
-    backends = torch.backends
     watched = []
     if "cpu" in devices:
         watched += [
-            ("mkldnn.matmul", backends.mkldnn.matmul.fp32_precision),
-            ("mkldnn.conv", backends.mkldnn.conv.fp32_precision),
+            ("mkldnn.matmul", _BACKENDS.mkldnn.matmul.fp32_precision),
+            ("mkldnn.conv", _BACKENDS.mkldnn.conv.fp32_precision),
         ]
     if "cuda" in devices:
-        watched.append(("cuda.matmul", backends.cuda.matmul.fp32_precision))
+        watched.append(("cuda.matmul", _BACKENDS.cuda.matmul.fp32_precision))
     reduced = [(name, value) for name, value in watched if value in _REDUCED]
     if reduced:
         name, value = reduced[0]

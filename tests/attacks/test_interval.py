@@ -58,8 +58,16 @@ def test_every_point_lies_in_the_ball_and_the_clip(
     model = network(seed)
     x, y = batch(model, 3)
     result = interval(
-        model, x, y, eps, steps=steps, corner=corner, restarts=2, interval_steps=2,
-        random_start=random_start, early_stop=False,
+        model,
+        x,
+        y,
+        eps,
+        steps=steps,
+        corner=corner,
+        restarts=2,
+        interval_steps=2,
+        random_start=random_start,
+        early_stop=False,
     )
     slack = torch.finfo(x.dtype).eps * (x.double().abs() + eps)
     assert ((result.x_adv.double() - x.double()).abs() <= eps + slack).all()

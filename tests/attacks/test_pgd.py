@@ -75,7 +75,15 @@ def test_every_point_lies_in_the_ball_and_the_clip(
         model, x = model.double(), x.double()
     radii = eps * torch.rand(4, generator=torch.Generator().manual_seed(seed)).to(x.dtype)
     result = pgd(
-        model, x, y, radii, steps=steps, restarts=restarts, loss=loss, clip=clip, seed=seed,
+        model,
+        x,
+        y,
+        radii,
+        steps=steps,
+        restarts=restarts,
+        loss=loss,
+        clip=clip,
+        seed=seed,
         early_stop=early_stop,
     )
     # One rounding of x ± eps is all that may separate a point from the real ball.
