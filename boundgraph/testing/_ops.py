@@ -1,0 +1,279 @@
+"""Check the rules of a registered op against what the op computes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph import ops
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.symbolic import Symbolic
+from boundgraph.errors import ConfigError, SoundnessError
+from boundgraph.ops import Kind, OpSpec
+from boundgraph.ops._spec import OpCase
+from boundgraph.testing._points import sample_point
+from boundgraph.testing._rounding import (
+    CONVERSIONS,
+    allowance,
+    excess,
+    gamma,
+    largest,
+    unit_roundoff,
+)
+
+
+@dataclass(frozen=True)
+class DrawnCase:
+    """A use of an op: its operands' boxes (Interval where bounded) and attributes."""
+
+    spec: OpSpec
+    case: OpCase
+    operands: tuple[Any, ...]
+
+    def point(self, rng: random.Random) -> tuple[Tensor, ...]:
+        """Operands within the boxes: a corner, a random point or a mix of both."""
+        corner = rng.random() < 0.4
+        generator = torch.Generator().manual_seed(rng.getrandbits(40))
+        return tuple(
+            sample_point(operand, generator, corner) if isinstance(operand, Interval) else operand
+            for operand in self.operands
+        )
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        return self.case.attrs
+
+    def __str__(self) -> str:
+        return f"{self.spec.name}{[tuple(s) for s in self.case.shapes]} {self.attrs} on {self.operands}"
+
+
+def draw_case(
+    spec: OpSpec, rng: random.Random, dtype: torch.dtype = torch.float64, *, scale: float = 1.0
+) -> DrawnCase:
+    """Draw a use of an op with random boxes: zero, hair-thin, moderate and wide, or mixed.
+
+    Args:
+        spec: an op with a sampler.
+        rng: source of randomness.
+        dtype: of the operands.
+        scale: multiplies the bounded operands.
+    """
+    if spec.sample is None:
+        raise ConfigError(f"op {spec.name!r} has no sampler")
+    case = spec.sample(rng)
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    operands: list[Any] = []
+    for position, shape in enumerate(case.shapes):
+        if shape == (-1,):
+            batch = case.shapes[0][0]
+            operands.append(torch.randint(case.attrs["classes"], (batch,), generator=generator))
+        elif position in case.bounded:
+            operands.append(_draw_box(shape, case, rng, generator, dtype, scale))
+        else:
+            operands.append(_uniform(shape, case.low, case.high, generator, dtype))
+    return DrawnCase(spec, case, tuple(operands))
+
+
+def _uniform(
+    shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, dtype: torch.dtype
+) -> Tensor:
+    return torch.rand(shape, generator=generator, dtype=dtype) * (high - low) + low
+
+
+def _draw_box(
+    shape: tuple[int, ...],
+    case: OpCase,
+    rng: random.Random,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+    scale: float,
+) -> Interval:
+    ends = [_uniform(shape, case.low, case.high, generator, dtype) for _ in range(2)]
+    lower, upper = torch.minimum(*ends), torch.maximum(*ends)
+    kind = rng.choice(("wide", "zero", "thin", "small", "mixed", "touching"))
+    shares = {"wide": 1.0, "zero": 0.0, "thin": 1e-9, "small": 0.05, "touching": 1.0}
+    if kind == "mixed":
+        picks = torch.randint(4, shape, generator=generator)
+        share = torch.tensor([1.0, 0.0, 1e-9, 0.05], dtype=dtype)[picks]
+    else:
+        share = torch.full(shape, shares[kind], dtype=dtype)
+    upper = torch.maximum(lower, lower + share * (upper - lower))
+    if kind == "touching" and case.low <= 0.0 <= case.high:
+        # An end exactly at 0, where rectifiers and poles change.
+        at_zero = torch.rand(shape, generator=generator) < 0.5
+        lower = torch.where(at_zero & (lower > 0), 0.0, lower)
+        upper = torch.where(at_zero & (upper < 0), -0.0, upper)
+        lower = torch.where(~at_zero & (upper > 0), 0.0, lower)
+    return Interval(lower * scale, upper * scale)
+
+
+def check_op(
+    op: str | OpSpec,
+    *,
+    cases: int = 50,
+    points: int = 8,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    scale: float = 1.0,
+) -> None:
+    """Check the interval and symbolic rules of an op against what it computes.
+
+    Args:
+        op: a registered op or its name.
+        cases: random uses to draw.
+        points: points per use.
+        seed: of the draws; printed on failure.
+        dtype: the rules run in it; the op itself runs in float64.
+        scale: multiplies bounded operands, to try huge and tiny values.
+
+    Raises:
+        SoundnessError: with the use, the seed and by how much a rule fails to enclose.
+        ConfigError: an unknown op, or one without a sampler.
+    """
+    spec = ops.get(op) if isinstance(op, str) else op
+    if spec is None:
+        raise ConfigError(f"no op {op!r}; `boundgraph ops` lists all")
+    for index in range(cases):
+        rng = random.Random(f"{seed}/{index}")
+        drawn = draw_case(spec, rng, dtype, scale=scale)
+        for check in (check_interval_rule, check_symbolic_rule):
+            try:
+                check(drawn, rng, points)
+            except SoundnessError as error:
+                error.add_note(f"reproduce: check_op({spec.name!r}, seed={seed}), case {index}")
+                raise
+
+
+def check_interval_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:
+    """The interval rule encloses the op at points of the boxes, up to declared rounding."""
+    spec = drawn.spec
+    if spec.interval is None:
+        return
+    result = spec.interval(*drawn.operands, **drawn.attrs)
+    allowed = allowance(spec, drawn.operands, drawn.attrs, result)
+    for _ in range(points):
+        point = drawn.point(rng)
+        _require(drawn, "interval", excess(_reference(spec, point, drawn.attrs), result, allowed))
+
+
+def check_symbolic_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:
+    """The symbolic rule encloses the op at points of the zonotope, up to declared rounding."""
+    spec = drawn.spec
+    if spec.symbolic is None:
+        return
+    if spec.kind is Kind.ELEMENTWISE:
+        _check_lines(drawn, rng, points)
+    else:
+        _check_zonotope(drawn, rng, points)
+
+
+def _reference(spec: OpSpec, point: Sequence[Tensor], attrs: Mapping[str, Any]) -> Tensor:
+    exact = [part.double() if part.is_floating_point() else part for part in point]
+    return spec.concrete(*exact, **attrs)
+
+
+def _require(drawn: DrawnCase, rule: str, found: Tensor) -> None:
+    if bool((found > 0).any()):
+        raise SoundnessError(
+            f"the {rule} rule of {drawn.spec.name!r} misses by {float(found.max()):.3g}, beyond "
+            f"its declared rounding, at {int((found > 0).sum())} element(s): {drawn}"
+        )
+
+
+def relaxed_lines(spec: OpSpec, pre: Interval, attrs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """Slope, middle and half gap of an element-wise op's symbolic rule over `pre`."""
+    assert spec.symbolic is not None
+    shape = tuple(pre.lower.shape)
+    probe = Symbolic(torch.zeros_like(pre.lower), {"probe": torch.ones_like(pre.lower)[None]})
+    out = spec.symbolic(probe, pre, block="new", batch_dim=None, features=shape, **attrs)
+    return out.blocks["probe"][0], out.center, out.blocks["new"].abs().sum(0)
+
+
+def _check_lines(drawn: DrawnCase, rng: random.Random, points: int) -> None:
+    spec, (pre, *_) = drawn.spec, drawn.operands
+    slope, middle, half_gap = relaxed_lines(spec, pre, drawn.attrs)
+    dtype = pre.lower.dtype
+    wide = [part.double() for part in (slope, middle, half_gap)]
+    for _ in range(points):
+        (x, *rest) = drawn.point(rng)
+        value = _reference(spec, (x, *rest), drawn.attrs)
+        line = wide[0] * x.double() + wide[1]
+        enclosure = Interval(line - wide[2], line + wide[2])
+        # Offsets are formed from f(end) − slope·end: a few roundings of those products.
+        size = value.abs() + wide[0].abs() * largest(pre).double() + wide[1].abs() + wide[2]
+        u, tiny = unit_roundoff(dtype), float(torch.finfo(dtype).tiny)
+        allowed = (2.0 * spec.rounding.ulps + 2.0 * CONVERSIONS) * u * size + CONVERSIONS * tiny
+        _require(drawn, "symbolic", excess(value, enclosure, allowed))
+
+
+def _as_symbolic(box: Interval, position: int) -> Symbolic:
+    """A zonotope over the box, with a second block that all elements share."""
+    n = box.center.numel()
+    own = torch.diag(box.radius.reshape(-1)).reshape((n, *box.center.shape)) * 0.75
+    return Symbolic(box.center, {f"x{position}": own, "shared": box.radius[None] * 0.25})
+
+
+def _at(value: Any, symbols: Mapping[str, Tensor]) -> Tensor:
+    if not isinstance(value, Symbolic):
+        return value
+    out = value.center
+    for name, block in value.blocks.items():
+        if name in symbols:
+            weights = symbols[name].to(block.dtype).reshape(-1, *(1,) * (block.dim() - 1))
+            out = out + (block * weights).sum(0)
+    return out
+
+
+def _check_zonotope(drawn: DrawnCase, rng: random.Random, points: int) -> None:
+    spec = drawn.spec
+    assert spec.symbolic is not None
+    values: list[Any] = [
+        _as_symbolic(operand, i) if isinstance(operand, Interval) else operand
+        for i, operand in enumerate(drawn.operands)
+    ]
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    out_shape = spec.concrete(*drawn.point(rng), **drawn.attrs).shape
+    extra: dict[str, Any] = {}
+    if spec.relaxed:
+        extra = {"block": "new", "batch_dim": None, "features": tuple(out_shape)}
+        pre = [v.concretize() for v in values if isinstance(v, Symbolic)]
+        result = spec.symbolic(*values, *(pre if len(pre) > 1 else ()), **extra, **drawn.attrs)
+    else:
+        result = spec.symbolic(*values, **drawn.attrs)
+    boxes = [v.concretize() if isinstance(v, Symbolic) else v for v in values]
+    assert spec.interval is not None
+    allowed = allowance(spec, boxes, drawn.attrs, spec.interval(*boxes, **drawn.attrs))
+    terms = sum(v.blocks[k].shape[0] for v in values if isinstance(v, Symbolic) for k in v.blocks)
+    # Both sides also sum over the symbols, which declared rounding says nothing about.
+    allowed = (
+        allowed.double()
+        + gamma(2 * terms + CONVERSIONS, allowed.dtype) * largest(result.concretize())
+        + allowed
+    )
+    names = {k: v.shape[0] for s in values if isinstance(s, Symbolic) for k, v in s.blocks.items()}
+    fresh = result.blocks["new"].abs().sum(0) if "new" in result.blocks else 0.0
+    for _ in range(points):
+        symbols = {
+            k: torch.rand(n, generator=generator, dtype=torch.float64) * 2 - 1
+            for k, n in names.items()
+        }
+        if rng.random() < 0.5:
+            symbols = {k: s.sign() for k, s in symbols.items()}
+        exact = _reference(spec, [_double_at(v, symbols) for v in values], drawn.attrs)
+        line = _at(_doubled(result), symbols)
+        _require(drawn, "symbolic", excess(exact, Interval(line - fresh, line + fresh), allowed))
+
+
+def _doubled(value: Any) -> Any:
+    if isinstance(value, Symbolic):
+        return value.map(Tensor.double, Tensor.double)
+    return value.double() if value.is_floating_point() else value
+
+
+def _double_at(value: Any, symbols: Mapping[str, Tensor]) -> Tensor:
+    return _at(_doubled(value), symbols)

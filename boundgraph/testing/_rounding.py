@@ -1,0 +1,150 @@
+"""What rounding may do to a bound, derived from the rounding that ops declare."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph import ops
+from boundgraph.domains.interval import Interval
+from boundgraph.ir.program import Node, Program
+from boundgraph.ops import Kind, OpSpec
+from boundgraph.runtime.interpret import DimSizes, run_node
+
+# Conversions between ends and centre/radius, and the last sum, beside an op's own terms.
+CONVERSIONS = 4
+
+
+def unit_roundoff(dtype: torch.dtype) -> float:
+    """Half the distance from 1 to the next number of a floating-point dtype."""
+    return float(torch.finfo(dtype).eps) / 2
+
+
+def gamma(terms: int, dtype: torch.dtype) -> float:
+    """γ(n) = n·u / (1 − n·u): relative error of n roundings (Higham 2002, lemma 3.1)."""
+    product = terms * unit_roundoff(dtype)
+    return product / (1.0 - product)
+
+
+def largest(value: Interval | Tensor) -> Tensor:
+    """Largest absolute value in an interval, element by element."""
+    if isinstance(value, Interval):
+        return torch.maximum(value.lower.abs(), value.upper.abs())
+    return value.abs()
+
+
+def allowance(
+    spec: OpSpec, operands: Sequence[Interval | Tensor], attrs: Mapping[str, Any], result: Interval
+) -> Tensor:
+    """How far rounding may put an end of `result` from the end of exact arithmetic.
+
+    Derived from `spec.rounding` for the interval rule and the op itself: twice the ulps,
+    γ of the declared terms and of the conversions, and one underflow per term. Zero for
+    ops that only move or select elements.
+
+    Args:
+        spec: the op.
+        operands: what its interval rule was given.
+        attrs: its attributes.
+        result: what the rule gave.
+    """
+    dtype, rounding = _coarsest((result, *operands)), spec.rounding
+    exact = rounding.ulps == 0 and rounding.terms is None
+    if exact and spec.kind in (Kind.STRUCTURAL, Kind.SELECTION, Kind.ELEMENTWISE):
+        return torch.zeros_like(result.lower)
+    u, tiny = unit_roundoff(dtype), float(torch.finfo(dtype).tiny)
+    allowed = (2.0 * rounding.ulps + 2.0) * u * largest(result)
+    parts = [operand.any_part if isinstance(operand, Interval) else operand for operand in operands]
+    terms = CONVERSIONS + (rounding.terms(*parts, **attrs) if rounding.terms else 0)
+    size = torch.ones((), dtype=dtype)
+    if spec.magnitude is not None:
+        sizes = [
+            largest(operand)
+            if isinstance(operand, Interval) or operand.is_floating_point()
+            else operand
+            for operand in operands
+        ]
+        weight = spec.magnitude(*sizes, **attrs) + _offset(spec, operands, attrs)
+        allowed = allowed + gamma(terms, dtype) * weight
+        ones = [torch.ones_like(part) if i == 0 else part for i, part in enumerate(sizes)]
+        size = 1.0 + spec.magnitude(*ones, **attrs).abs()
+    return allowed + terms * tiny * size
+
+
+def _coarsest(values: Sequence[Interval | Tensor]) -> torch.dtype:
+    """The least precise floating-point dtype among values: a cast rounds in either."""
+    parts = [value.any_part if isinstance(value, Interval) else value for value in values]
+    dtypes = [part.dtype for part in parts if part.is_floating_point()]
+    return max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
+
+
+def _offset(spec: OpSpec, operands: Sequence[Interval | Tensor], attrs: Mapping[str, Any]) -> Any:
+    """Size of what an affine op adds; `magnitude` covers the linear part only."""
+    if spec.kind is not Kind.AFFINE or spec.boundable != (0,):
+        return 0.0
+    first, *rest = operands
+    zero = torch.zeros_like(first.any_part if isinstance(first, Interval) else first)
+    if spec.rounding.offset is not None:
+        return spec.rounding.offset(zero, *rest, **attrs)
+    return spec.concrete(zero, *rest, **attrs).abs()
+
+
+def excess(inner: Tensor | Interval, outer: Interval, allowed: Tensor | float = 0.0) -> Tensor:
+    """By how much `inner` leaves `outer` beyond `allowed`, element by element; 0 where it does not.
+
+    NaN anywhere in the bounds counts as an infinite excess: nothing is enclosed.
+    """
+    lower, upper = (inner.lower, inner.upper) if isinstance(inner, Interval) else (inner, inner)
+    wide = torch.promote_types(lower.dtype, outer.lower.dtype)
+    below = outer.lower.to(wide) - lower.to(wide) - allowed
+    above = upper.to(wide) - outer.upper.to(wide) - allowed
+    # Infinite ends enclose; inf − inf would be NaN.
+    below = torch.where((outer.lower == -math.inf) | (outer.lower == lower), 0.0, below)
+    above = torch.where((outer.upper == math.inf) | (outer.upper == upper), 0.0, above)
+    worst = torch.maximum(below, above).clamp(min=0.0)
+    return torch.where(torch.isnan(worst), math.inf, worst)
+
+
+def interpret_with_allowance(
+    program: Program, inputs: Sequence[Interval | Tensor], lookup: Callable[[str], Any]
+) -> tuple[tuple[Interval | Tensor, ...], tuple[Any, ...]]:
+    """Run an interval program, and again with every interval widened by declared rounding.
+
+    Args:
+        program: a bounded program of the `ibp` method.
+        inputs: one per program input.
+        lookup: parameter path to tensor.
+
+    Returns:
+        The outputs, and for each output how far rounding may have moved its ends: the
+        accumulated, propagated allowance of all ops.
+    """
+    plain: dict[str, Any] = {str(v): given for v, given in zip(program.inputs, inputs, strict=True)}
+    plain.update((str(param), lookup(param.name)) for param in program.params)
+    wide = dict(plain)
+    sizes = DimSizes(program, plain)
+    for node in program.nodes:
+        plain[str(node.result)] = run_node(node, plain, sizes)
+        wide[str(node.result)] = _widened(node, wide, sizes)
+    outputs = tuple(plain[str(value)] for value in program.outputs)
+    moved = tuple(
+        torch.maximum(out.lower - wide[str(v)].lower, wide[str(v)].upper - out.upper).clamp(min=0)
+        if isinstance(out, Interval)
+        else torch.zeros_like(out)
+        for v, out in zip(program.outputs, outputs, strict=True)
+    )
+    return outputs, moved
+
+
+def _widened(node: Node, values: Mapping[str, Any], sizes: DimSizes) -> Any:
+    result = run_node(node, values, sizes)
+    spec = ops.get(node.op.removeprefix("interval."))
+    if not isinstance(result, Interval) or spec is None:
+        return result
+    attrs = {key: sizes.resolve(value) for key, value in node.attrs.items()}
+    allowed = allowance(spec, [values[str(value)] for value in node.inputs], attrs, result)
+    return Interval(result.lower - allowed, result.upper + allowed)
