@@ -1,0 +1,1 @@
+"""The command line of BoundGraph: `boundgraph.cli.main` and one module per command."""

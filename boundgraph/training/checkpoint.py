@@ -81,6 +81,18 @@ def load_checkpoint(
     return state
 
 
+def is_checkpoint(path: str | os.PathLike[str]) -> bool:
+    """Whether a file ends as our checkpoints do; says nothing about its content.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with Path(path).open("rb") as file:
+        file.seek(0, os.SEEK_END)
+        file.seek(max(0, file.tell() - _COMMENT_LENGTH))
+        return file.read().startswith(_LABEL)
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file and flush it to the disk."""
     with path.open("wb") as file:

@@ -95,8 +95,8 @@ def fit(
         clip: range of valid inputs, None for no limit.
         validate: how many held-out images to measure after each epoch, 0 for none.
         checkpoint_seconds: time between checkpoints; one is also written at the end.
-        record: further plain data for `config.json`; its part `model` must not differ when
-            a run is continued.
+        record: further plain data for `config.json`; what it adds to the parts `model` and
+            `data` must not differ when a run is continued.
 
     Raises:
         ConfigError: an option has a value it cannot have, or `run_dir` holds another run.
@@ -155,6 +155,7 @@ def run_config(
         **extra,
         "train": {"eps": eps, "seed": seed, "amp": amp, "clip": clip, "recipe": recipe.to_dict()},
         "data": {
+            **extra.get("data", {}),
             "name": data.name,
             "summary": data.summary(),
             "image_shape": data.image_shape,

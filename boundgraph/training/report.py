@@ -67,7 +67,7 @@ def write_report(
         class_names: shown for labels where given.
     """
     train, data = config.get("train", {}), config.get("data", {})
-    name, recipe = data.get("name", "run"), train.get("recipe", "training")
+    name, recipe = data.get("name", "run"), train.get("recipe", {}).get("name", "training")
     title = f"{name} · {recipe} · ε = {train.get('eps', '?')}"
     sections = [
         _header(title, config, result),

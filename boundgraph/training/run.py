@@ -83,7 +83,7 @@ def open_run(
     Raises:
         ConfigError: the folder holds another run, or something else.
     """
-    folder = RunFolder(Path(path) if path is not None else _fresh_path())
+    folder = RunFolder(Path(path) if path is not None else fresh_path())
     if folder.path.exists() and not folder.path.is_dir():
         raise ConfigError(f"run folder {folder.path} is a file; choose another --run-dir")
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -128,7 +128,7 @@ def command_line() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
-def _fresh_path() -> Path:
+def fresh_path() -> Path:
     """`runs/DATE-TIME`, with a number where that exists."""
     stem = Path("runs") / time.strftime("%Y%m%d-%H%M%S")
     path, count = stem, 1

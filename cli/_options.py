@@ -1,0 +1,125 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object as the last line and nothing else.")
+]
+ModelFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL.py[:NAME]",
+        help="A Python file that defines `model` (a module, or a function that returns one) and "
+        "`example_input` (a tensor or a tuple of them, or a function). NAME selects another model.",
+        show_default=False,
+    ),
+]
+Target = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN_DIR|MODEL.py[:NAME]",
+        help="A run folder of `boundgraph train`, or a model file.",
+        show_default=False,
+    ),
+]
+Method = Annotated[
+    str, typer.Option("--method", "-m", help="ibp, symbolic, mix, crown-ibp or crown.")
+]
+Methods = Annotated[
+    str,
+    typer.Option(
+        "--method",
+        "-m",
+        help="Bound method, or several with commas: each is tried on what the ones before it "
+        "left open, e.g. ibp,crown.",
+    ),
+]
+Clip = Annotated[
+    str,
+    typer.Option("--clip", help="Range of valid inputs as LOW,HIGH; or none."),
+]
+Threads = Annotated[
+    int | None, typer.Option(help="CPU threads to compute with.", show_default="torch's choice")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …", show_default="where the model is")
+]
+DataName = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        help="digits, mnist, cifar10, PATH.npz or a folder in ImageFolder layout.",
+        show_default="digits, or the run's",
+    ),
+]
+Download = Annotated[
+    bool, typer.Option("--download", help="Let torchvision fetch mnist or cifar10.")
+]
+Weights = Annotated[
+    Path | None,
+    typer.Option(help="Load these weights: a checkpoint of a run, or a saved state_dict."),
+]
+Limit = Annotated[int | None, typer.Option(help="Use only the first held-out images.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+
+
+def examples(*commands: str) -> str:
+    """The foot of a command's help."""
+    return "[bold]Examples[/bold]\n\n" + "\n\n".join(f"  $ {command}" for command in commands)
+
+
+def parse_clip(text: str) -> tuple[float, float] | None:
+    """`LOW,HIGH` or `none`.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from boundgraph.errors import ConfigError
+
+    if text.strip().lower() == "none":
+        return None
+    try:
+        low, high = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(f"--clip must be LOW,HIGH or none, got {text!r}") from error
+    if not low < high:
+        raise ConfigError(f"--clip needs LOW < HIGH, got {text!r}")
+    return low, high
+
+
+def parse_methods(text: str) -> tuple[str, ...]:
+    """Names with commas between them."""
+    return tuple(name.strip() for name in text.replace("+", ",").split(",") if name.strip())
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit torch's threads where asked to."""
+    import torch
+
+    from boundgraph.errors import ConfigError
+
+    if threads is None:
+        return
+    if threads < 1:
+        raise ConfigError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
+
+
+def check_device(device: str | None) -> None:
+    """Raise ConfigError for a device that torch does not have here."""
+    import torch
+
+    from boundgraph.errors import ConfigError
+
+    if device is None:
+        return
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used: {first}") from error

@@ -1,0 +1,201 @@
+"""`boundgraph compile`: capture a model, run the passes, save the bound program."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from boundgraph.cli._console import Output, number
+from boundgraph.cli._options import Json, Method, ModelFile, examples
+
+if TYPE_CHECKING:
+    from boundgraph.cli._model_file import LoadedModel
+    from boundgraph.runtime.module import BoundProgram
+
+EXAMPLES = examples(
+    "boundgraph compile model.py",
+    "boundgraph compile model.py:net --method mix --margin -o net.bgp",
+)
+REPEATS = 5
+
+
+def compile_command(
+    model: ModelFile,
+    method: Method = "ibp",
+    margin: Annotated[
+        bool, typer.Option("--margin", help="Bound the margins of a label, not the logits.")
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", help="Where to save.", show_default="MODEL.bgp"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Compile a model into a program that bounds its outputs, and say what was done."""
+    from boundgraph.cli._model_file import load_model_file
+
+    out = Output(as_json)
+    loaded = load_model_file(model)
+    started = time.perf_counter()
+    program = compile_loaded(loaded, method, margin=margin)
+    seconds = time.perf_counter() - started
+    _captured(out, loaded, program)
+    _passes(out, program)
+    cost = _cost(loaded, program)
+    _show_cost(out, cost)
+    path = output or Path(f"{loaded.path.stem}.bgp")
+    program.save(path)
+    _usage(out, path, program, margin)
+    out.finish(
+        {
+            "model": str(loaded.path),
+            "method": method,
+            "frontend": program.info.frontend,
+            "nodes": len(program.ir.nodes),
+            "passes": [
+                {
+                    "name": record.name,
+                    "nodes_before": record.nodes_before,
+                    "nodes_after": record.nodes_after,
+                    "milliseconds": record.milliseconds,
+                }
+                for record in program.records
+            ],
+            "cost": cost,
+            "seconds": seconds,
+            "output": str(path),
+        }
+    )
+
+
+def compile_loaded(loaded: LoadedModel, method: str, *, margin: bool = False) -> BoundProgram:
+    """Compile a loaded model; every floating-point input is a region."""
+    import torch
+
+    from boundgraph.compiler import compile
+    from boundgraph.domains.regions import Box
+    from boundgraph.domains.specs import Margin
+    from boundgraph.errors import SpecError
+
+    spec = None
+    if margin:
+        with torch.no_grad():
+            output = loaded.model(*loaded.inputs)
+        if not isinstance(output, torch.Tensor) or output.dim() != 2:
+            shape = getattr(output, "shape", type(output).__name__)
+            raise SpecError(f"a margin needs outputs of shape [batch, classes]; got {shape}")
+        spec = Margin(output.shape[1])
+    regions = [Box(x, x) if x.is_floating_point() else x for x in loaded.inputs]
+    return compile(loaded.model, *regions, method=method, spec=spec)
+
+
+def _captured(out: Output, loaded: LoadedModel, program: BoundProgram) -> None:
+    first = program.records[0].program if program.records else program.ir
+    counts = Counter(node.op for node in first.nodes)
+    ops = ", ".join(f"{count} {op}" if count > 1 else op for op, count in counts.most_common())
+    parameters = sum(p.numel() for p in loaded.model.parameters())
+    inputs = ", ".join(str(value) + ": " + str(value.type) for value in first.inputs)
+    out.say(f"{loaded.path}:{loaded.name}", style="bold")
+    out.say(f"  captured by {program.info.frontend}, in evaluation mode")
+    out.say(f"  inputs      {inputs}")
+    out.say(f"  parameters  {number(parameters)}")
+    out.say(f"  ops         {len(first.nodes)}: {ops}")
+    out.say()
+
+
+def _passes(out: Output, program: BoundProgram) -> None:
+    rows = [
+        (
+            record.name,
+            str(record.effect),
+            record.nodes_before,
+            record.nodes_after,
+            f"{record.nodes_after - record.nodes_before:+d}"
+            if record.nodes_after != record.nodes_before
+            else "",
+            f"{record.milliseconds:.1f}",
+        )
+        for record in program.records
+    ]
+    columns = ["pass", "effect", "before", "after", "change", "ms"]
+    out.table("Passes (nodes)", columns, rows, right=(2, 3, 4, 5))
+
+
+def _cost(loaded: LoadedModel, program: BoundProgram) -> dict[str, Any]:
+    """Arithmetic and time of the model and of its bounds, for the example inputs."""
+    import torch
+
+    from boundgraph.domains.interval import Interval
+
+    inputs = [Interval(x, x) if x.is_floating_point() else x for x in loaded.inputs]
+    labels = None
+    if program.spec is not None:
+        labels = torch.zeros(len(loaded.inputs[0]), dtype=torch.int64)
+    with torch.no_grad():
+        model = _measure(lambda: loaded.model(*loaded.inputs))
+        bounds = _measure(lambda: program.run(inputs, labels))
+    return {
+        "batch": len(loaded.inputs[0]),
+        "model_flops": model[0],
+        "bounds_flops": bounds[0],
+        "model_ms": model[1],
+        "bounds_ms": bounds[1],
+    }
+
+
+def _measure(run: Any) -> tuple[int, float]:
+    """Floating-point operations, and the median time in milliseconds."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        run()
+    times = []
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        run()
+        times.append((time.perf_counter() - started) * 1e3)
+    return int(counter.get_total_flops()), sorted(times)[REPEATS // 2]
+
+
+def _show_cost(out: Output, cost: dict[str, Any]) -> None:
+    def ratio(bounds: float, model: float) -> str:
+        return f"{bounds / model:.1f} ×" if model else "–"
+
+    rows = [
+        (
+            "arithmetic (FLOP)",
+            number(cost["model_flops"]),
+            number(cost["bounds_flops"]),
+            ratio(cost["bounds_flops"], cost["model_flops"]),
+        ),
+        (
+            "time, eager (ms)",
+            f"{cost['model_ms']:.2f}",
+            f"{cost['bounds_ms']:.2f}",
+            ratio(cost["bounds_ms"], cost["model_ms"]),
+        ),
+    ]
+    out.table(
+        f"Cost for the example input (batch {cost['batch']})",
+        ["", "model", "bounds", "ratio"],
+        rows,
+        right=(1, 2, 3),
+        caption="Arithmetic counts matrix products and convolutions.",
+    )
+
+
+def _usage(out: Output, path: Path, program: BoundProgram, margin: bool) -> None:
+    given = ", ".join("region" for _ in range(program.info.inputs))
+    extra = ", labels=y" if margin else ""
+    out.say(f"Saved to {path} ({path.stat().st_size / 1e6:.2f} MB). Use it so:", style="bold")
+    out.code(
+        "import boundgraph as bg\n"
+        f'program = bg.load("{path}")\n'
+        "region = bg.LinfBall(x, eps=0.1, clip=(0.0, 1.0))\n"
+        f"bounds = program({given}{extra})  # bounds.lower, bounds.upper"
+    )
