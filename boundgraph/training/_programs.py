@@ -30,7 +30,9 @@ def count_classes(model: nn.Module, x: Tensor) -> int:
     """
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        fakes: dict[str, Tensor] = {
+            name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()
+        }
         output = torch.func.functional_call(model, fakes, (mode.from_tensor(x.detach()),))
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != x.shape[0]:
         what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__

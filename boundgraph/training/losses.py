@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boundgraph.compiler import METHODS
+from boundgraph.compiler import TRAINING_METHODS as METHODS
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import linf_interval
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
@@ -84,12 +84,14 @@ class TrainingLoss(nn.Module):
         self.model = model
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
         first = next(iter(model.parameters()), torch.zeros(()))
-        place = {"dtype": torch.float32, "device": first.device}
-        if first.dtype == torch.float64:
-            place["dtype"] = torch.float64
+        dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
+
+        def number(value: float) -> Tensor:
+            return torch.tensor(value, dtype=dtype, device=first.device)
+
         # Not persistent: a checkpoint stores them through training_state().
-        self.register_buffer("eps", torch.tensor(_epsilon(eps), **place), persistent=False)
-        self.register_buffer("alpha", torch.tensor(_alpha(alpha), **place), persistent=False)
+        self.register_buffer("eps", number(_epsilon(eps)), persistent=False)
+        self.register_buffer("alpha", number(_alpha(alpha)), persistent=False)
 
     def set(self, *, eps: float | None = None, alpha: float | None = None) -> None:
         """Change ε or α in place; compiled steps see the new values without recompiling.

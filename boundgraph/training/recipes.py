@@ -226,7 +226,7 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (mixtrain, ibp, 
 
 # What differs from the recipe for one data set and ε.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {},
+    "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}},
     "mnist-0.1": {
         "mixtrain": {"epochs": 40, "train_eps": 1.3, "lr": Cosine(3e-3)},
         "ibp": {"epochs": 40, "batch_size": 128},

@@ -128,11 +128,11 @@ class Smoothed(Schedule):
     def at(self, fraction: float) -> float:
         done = min(1.0, max(0.0, (fraction - self.start) / (self.end - self.start)))
         m, p = self.middle, self.power
-        scale = 1.0 / ((1.0 - m) * p * m ** (p - 1.0) + m**p)
+        scale = 1.0 / ((1.0 - m) * p * math.pow(m, p - 1.0) + math.pow(m, p))
         if done < m:
-            share = scale * done**p
+            share = scale * math.pow(done, p)
         else:
-            joint = scale * m**p
+            joint = scale * math.pow(m, p)
             share = joint + (1.0 - joint) * (done - m) / (1.0 - m)
         return self.initial + (self.final - self.initial) * share
 

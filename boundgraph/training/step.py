@@ -148,7 +148,7 @@ class Step:
 
     def _torch_compile(self, fn: Callable[..., Any], fullgraph: bool) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(
-            fn, backend=self.backend, fullgraph=fullgraph, dynamic=False, **self.options
+            fn, backend=self.backend or "eager", fullgraph=fullgraph, dynamic=False, **self.options
         )
         return compiled
 
@@ -212,7 +212,7 @@ class Step:
     def _finish(self, parts: LossParts) -> dict[str, Tensor]:
         """Backward, clipping and the stock optimizer."""
         self.optimizer.zero_grad(set_to_none=True)
-        parts.loss.backward()
+        parts.loss.backward()  # type: ignore[no-untyped-call]
         trained = [p for group in self.optimizer.param_groups for p in group["params"]]
         if self.clip_norm is None:
             norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])

@@ -222,7 +222,7 @@ def test_bad_batches_are_refused(error, match, change):
         {"eps": math.nan},
         {"alpha": 1.2},
         {"subset": 0},
-        {"method": "crown"},
+        {"method": "guess"},
         {"clip": (1.0, 0.0)},
         {"train_eps": 0.0},
         {"controller": "paper"},
