@@ -33,9 +33,13 @@ from boundgraph.passes import (
     run_pipeline,
 )
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
+from boundgraph.passes.relax_backward import SLOPE
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
+from boundgraph.runtime.optimized import OptimizedProgram
 
-METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
+METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
+# alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
+TRAINING_METHODS = METHODS[:-1]
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,10 @@ def compile(
         model: any `nn.Module` whose forward is tensor code.
         regions: one per positional input of `forward`: `Box` or `LinfBall` where the input
             is perturbed, a plain tensor where it is not.
-        method: `"ibp"` (intervals), `"symbolic"` (linear dependence on the input plus
-            error terms) or `"mix"` (both, intersected; never looser than ibp).
+        method: `"ibp"` (intervals); `"symbolic"` (linear dependence on the input plus error
+            terms); `"mix"` (both, intersected; never looser than ibp); `"crown-ibp"`
+            (backward linear bounds over interval bounds); `"crown"` (backward bounds
+            throughout); `"alpha-crown"` (crown with optimised slopes; no gradient).
         spec: `Margin(classes)` or `LinearSpec(matrix, offset)`, merged into the last layer.
         frontend: `"auto"` tries symbolic tracing, then `torch.export`.
         training: allow BatchNorm in training mode.
@@ -170,11 +176,12 @@ def pipeline(
     steps += [FoldBatchNorm(), FoldAffine(), FoldSpec(), DeadCode()]
     if options.method == "ibp":
         steps.append(RelaxIBP(bounded))
-    elif options.method.startswith("crown"):
+    elif "crown" in options.method:
         steps.append(
             RelaxBackward(
                 bounded,
-                intermediate=options.method == "crown",
+                intermediate=options.method != "crown-ibp",
+                learn=options.method == "alpha-crown",
                 lower_only=options.lower_only,
             )
         )
@@ -198,17 +205,20 @@ def compile_capture(
         constants[MATRIX] = options.spec.matrix.to(dtype)
         if options.spec.offset is not None:
             constants[OFFSET] = options.spec.offset.to(dtype)
-    extra = len(program.inputs) - isinstance(options.spec, Margin)
+    slopes = tuple(v.name for v in program.inputs if v.name.startswith(SLOPE))
+    given = len(program.inputs) - len(slopes) - isinstance(options.spec, Margin)
     info = ProgramInfo(
         method=options.method,
         spec=options.spec,
         inputs=len(source.inputs),
-        needs_clean=extra > len(source.inputs),
+        needs_clean=given > len(source.inputs),
+        slopes=slopes,
         output_tree=None if options.spec is not None else captured.output_tree,
         records=tuple(records),
         frontend=captured.frontend,
     )
-    return BoundProgram(program, captured.root, constants, info)
+    made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
+    return made(program, captured.root, constants, info)
 
 
 def _example(region: Region | Tensor) -> Tensor:

@@ -55,6 +55,11 @@ def _resolved(file: str) -> str:
     return str(Path(file).resolve())
 
 
+def is_library(file: str) -> bool:
+    """Whether a frame's file is torch's, ours or generated code, and so never the user's."""
+    return file.startswith("<") or _resolved(file).startswith(_library_roots())
+
+
 def user_span(stack_trace: str | None, module: str = "") -> SourceSpan | None:
     """The innermost frame of a stack trace that is neither torch's nor ours.
 
@@ -66,11 +71,9 @@ def user_span(stack_trace: str | None, module: str = "") -> SourceSpan | None:
         The span, or a span without a file when only the module path is known,
         or None when nothing is known.
     """
-    roots = _library_roots()
     for match in reversed(list(_FRAME.finditer(stack_trace or ""))):
         file = match["file"]
-        resolved = _resolved(file) if not file.startswith("<") else file
-        if file.startswith("<") or resolved.startswith(roots):
+        if is_library(file):
             continue
         line = int(match["line"])
         return SourceSpan(file, line, linecache.getline(file, line).strip(), module)

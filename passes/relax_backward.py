@@ -10,11 +10,13 @@ from typing import ClassVar
 from boundgraph import ops
 from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
-from boundgraph.ir.types import Dim, FormType, IntervalType, Shape, Stage
+from boundgraph.ir.types import Dim, FormType, IntervalType, Shape, Stage, plain
 from boundgraph.ops import Kind, OpSpec
 from boundgraph.ops.bounded import BACKWARD, INTERVAL
 from boundgraph.passes._unsupported import diagnose, mixes_samples
 from boundgraph.passes.manager import Effect, Pass
+
+SLOPE = "slope_"
 
 
 @dataclass(frozen=True)
@@ -38,11 +40,14 @@ class RelaxBackward(Pass):
         bounded: names of the inputs that carry a region.
         intermediate: backward bounds for the operands of relaxed ops, too (`crown`), not
             only for the outputs (`crown-ibp`).
+        learn: the free slopes of relaxations become further inputs of the program, one
+            tensor of the operand's shape for each relaxed op and each walk through it.
         lower_only: bound outputs below only; their upper ends are infinite. Halves the rows.
     """
 
     bounded: tuple[str, ...]
     intermediate: bool = False
+    learn: bool = False
     lower_only: bool = False
 
     name: ClassVar[str] = "relax-backward"
@@ -205,7 +210,7 @@ class _Run:
         """Whether the op's rule reads intervals of its bounded operands."""
         if spec.kind is Kind.BILINEAR:
             return len(self.bounded(node)) > 1
-        return spec.backward is None or spec.lines is not None
+        return spec.backward is None or spec.lines is not None or spec.kind is Kind.SELECTION
 
     def interval_or_plain(self, value: Value) -> Value:
         return self.interval.get(str(value)) or self.plain[str(value)]
@@ -228,6 +233,7 @@ class _Walk:
 
     def __init__(self, run: _Run, value: Value, signed: bool) -> None:
         self.run = run
+        self.name = value.name
         self.signed = signed
         self.forms: dict[str, list[Value]] = {}
         self._signed_forms: set[str] = set()
@@ -268,6 +274,10 @@ class _Walk:
             for i, value in enumerate(node.inputs)
             if relaxed or i not in bounded
         ]
+        if run.options.learn and spec.learnable:
+            slope = f"{SLOPE}{self.name}_{node.result.name}".replace(".", "_")
+            operand = node.inputs[bounded[0]].type
+            context.append(run.builder.input(slope, plain(operand)))
         shared = self._is_shared(form, key) and not relaxed
         shared = shared and not any(_dynamic(value.type.shape) for value in context)
         attrs = dict(node.attrs) | {

@@ -164,6 +164,7 @@ def elementwise(
     interval: Rule | None = None,
     parallel: Rule | None = None,
     lines: Rule | None = None,
+    learnable: bool = False,
     rounding: Rounding,
     sample: Sampler,
     summary: str = "",
@@ -176,6 +177,7 @@ def elementwise(
             the function over `pre`; absent, the symbolic rule forgets correlation.
         lines: `(pre: Interval, **attrs) -> Lines` for backward bounds; the parallel lines
             where absent, and the function's range where those are absent too.
+        learnable: `lines` takes the slope of the lower line as an optional second operand.
     """
     interval_rule: Rule
 
@@ -198,9 +200,9 @@ def elementwise(
 
     interval_rule = interval or increasing
 
-    def two_lines(pre: Interval, **attrs: Any) -> Lines:
+    def two_lines(pre: Interval, *slope: Tensor | None, **attrs: Any) -> Lines:
         if lines is not None:
-            return lines(pre, **attrs)
+            return lines(pre, *slope, **attrs)
         if parallel is None:
             return Lines.constant(interval_rule(pre, **attrs))
         band: Parallel = parallel(pre, **attrs)
@@ -210,7 +212,7 @@ def elementwise(
     def backward(
         form: LinearForm,
         pre: Interval,
-        *,
+        *slope: Tensor | None,
         operand: int,
         carry: bool,
         shapes: tuple[tuple[int, ...], ...],
@@ -218,7 +220,7 @@ def elementwise(
         dims: tuple[int, ...],
         **attrs: Any,
     ) -> LinearForm:
-        return form.through(two_lines(pre, **attrs), dims)
+        return form.through(two_lines(pre, *slope, **attrs), dims)
 
     return register(
         OpSpec(
@@ -233,6 +235,7 @@ def elementwise(
             rounding=rounding,
             backward=backward,
             lines=two_lines,
+            learnable=learnable,
             sample=sample,
             summary=summary,
         )

@@ -110,6 +110,8 @@ class OpSpec:
             whether the offset travels along this operand, `shapes` and `target` are the
             shapes of operands and result, `dims` the sample's dimensions of a coefficient.
         lines: `(pre: Interval, **attrs) -> Lines` of an element-wise op.
+        learnable: the slope of the lower line is free in [0, 1]; `backward` and `lines`
+            take it as an optional tensor after the interval.
         sample: draws a test case.
         summary: one line for `boundgraph ops`.
     """
@@ -126,6 +128,7 @@ class OpSpec:
     rounding: Rounding = EXACT
     backward: Rule | None = None
     lines: Rule | None = None
+    learnable: bool = False
     sample: Sampler | None = None
     summary: str = ""
 

@@ -33,6 +33,7 @@ relu = elementwise(
     F.relu,
     parallel=relu_parallel,
     lines=relu_lines,
+    learnable=True,
     rounding=EXACT,
     sample=sample_elementwise(),
     summary="max(x, 0)",

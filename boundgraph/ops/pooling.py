@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import (
@@ -104,7 +105,72 @@ def _adaptive_adjoint(spatial: int) -> Any:
     return adjoint
 
 
-def _define_selection(name: str, fn: Any, sample: Any, summary: str) -> None:
+def _max_backward(spatial: int) -> Any:
+    """The largest of a window is at least any one of them and at most the largest upper end.
+
+    Below stands the element with the largest lower end, above a constant.
+    """
+
+    def backward(
+        form: LinearForm,
+        pre: Interval,
+        *,
+        operand: int,
+        carry: bool,
+        shapes: Any,
+        target: Any,
+        dims: tuple[int, ...],
+        **attrs: Any,
+    ) -> LinearForm:
+        options = {key: attrs[key] for key in ("kernel_size", "stride", "padding", "dilation")}
+        lower = pre.lower
+        if spatial == 1:
+            # There is no one-dimensional gradient op: pool along the last of two dimensions.
+            lower = lower.unsqueeze(2)
+            options = {k: (int(k != "padding"), *v) for k, v in options.items()}
+        flat = spatial == 3
+        pool = F.max_pool3d if flat else F.max_pool2d
+        _, where = pool(lower, **options, ceil_mode=attrs["ceil_mode"], return_indices=True)
+        op = (
+            aten.max_pool3d_with_indices_backward if flat else aten.max_pool2d_with_indices_backward
+        )
+        positive, negative = form.coeff.clamp(min=0.0), form.coeff.clamp(max=0.0)
+        rows = positive.shape[0]
+        grad = (positive.unsqueeze(3) if spatial == 1 else positive) + torch.zeros_like(
+            where.unsqueeze(0), dtype=positive.dtype
+        )
+        spread = where.unsqueeze(0).expand((rows, *(-1,) * _rank(spatial))).flatten(0, 1)
+        blank = (
+            torch.zeros_like(lower)
+            .unsqueeze(0)
+            .expand((rows, *(-1,) * _rank(spatial)))
+            .flatten(0, 1)
+        )
+        back = op(
+            grad.flatten(0, 1),
+            blank,
+            options["kernel_size"],
+            options["stride"],
+            options["padding"],
+            options["dilation"],
+            attrs["ceil_mode"],
+            spread,
+        )
+        if spatial == 1:
+            back = back.squeeze(2)
+        upper = _MAXIMUM[spatial - 1](pre.upper, **attrs)
+        coeff = back.unflatten(0, (rows, -1))
+        return LinearForm(coeff, form.shifted((negative * upper).sum(dims)))
+
+    return backward
+
+
+def _rank(spatial: int) -> int:
+    """Rank of a batched tensor as the pooling ops see it."""
+    return 4 if spatial == 1 else spatial + 2
+
+
+def _define_selection(name: str, fn: Any, sample: Any, summary: str, backward: Any = None) -> None:
     def concrete(x: Tensor, **attrs: Any) -> Tensor:
         return fn(x, **attrs)
 
@@ -118,6 +184,7 @@ def _define_selection(name: str, fn: Any, sample: Any, summary: str) -> None:
             ),
             boundable=(0,),
             batch=batch_first,
+            backward=backward,
             sample=sample,
             summary=summary,
         )
@@ -147,6 +214,7 @@ def _define(spatial: int) -> None:
         _MAXIMUM[spatial - 1],
         _sampler(spatial, ("dilation",)),
         f"{spatial}-d max pooling",
+        _max_backward(spatial),
     )
     _define_selection(
         f"adaptive_max_pool{spatial}d",

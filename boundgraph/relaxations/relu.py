@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import Lines
@@ -49,15 +50,19 @@ def leaky_relu_parallel(x: Interval, negative_slope: float) -> Parallel:
     return Parallel(slope, half_gap, half_gap)
 
 
-def relu_lines(x: Interval) -> Lines:
-    """The chord above, and below whichever of 0 and x leaves the smaller triangle.
+def relu_lines(x: Interval, slope: Tensor | None = None) -> Lines:
+    """The chord above; below, a line through the origin with a slope in [0, 1].
 
-    Both 0 and x are below relu everywhere. Choosing x where u > −l minimises the area
-    between the lines (CROWN, Zhang et al., arXiv 1811.00866).
+    slope·x is below relu everywhere for any slope in [0, 1]. Without one, 1 is taken where
+    u > −l and 0 elsewhere, which minimises the area between the lines (CROWN, Zhang et al.,
+    arXiv 1811.00866); given (alpha-CROWN, Xu et al., arXiv 2011.13824), it is clamped.
     """
     chord = relu_parallel(x)
-    keeps = (x.upper > -x.lower).to(chord.slope.dtype)
+    if slope is None:
+        slope = (x.upper > -x.lower).to(chord.slope.dtype)
+    # Not torch.clamp: its gradient is 0 at the ends, where every slope starts.
+    slope = torch.where(slope > 1.0, 1.0, torch.where(slope >= 0.0, slope, 0.0))
     # A stable unit is exact: its chord has slope 1 or 0 and no gap.
-    lower_slope = torch.where(x.lower >= 0, 1.0, torch.where(x.upper <= 0, 0.0, keeps))
+    free = torch.where(x.upper <= 0, 0.0, slope)
     zero = torch.zeros_like(chord.middle)
-    return Lines(lower_slope, zero, chord.slope, chord.middle * 2.0)
+    return Lines(torch.where(x.lower >= 0, 1.0, free), zero, chord.slope, chord.middle * 2.0)

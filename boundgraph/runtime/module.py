@@ -50,6 +50,7 @@ class ProgramInfo:
         spec: the specification merged into it, if any.
         inputs: number of model inputs.
         needs_clean: BatchNorm statistics come from a clean batch, passed separately.
+        slopes: names of the free slopes, the last inputs of an `alpha-crown` program.
         output_tree: the model's output structure, None under a specification.
         records: what each pass did.
         frontend: which frontend captured the model.
@@ -59,6 +60,7 @@ class ProgramInfo:
     spec: Spec | None = None
     inputs: int = 1
     needs_clean: bool = False
+    slopes: tuple[str, ...] = ()
     output_tree: Any = None
     records: tuple[Any, ...] = field(default=(), compare=False)
     frontend: str = ""
