@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import _disable_current_modes
 
+from boundgraph.frontends import _targets as targets
+from boundgraph.frontends._generic import to_meta, without_data
 from boundgraph.frontends._preserve import TouchedError, Untouched
+from boundgraph.frontends._proxies import UNKNOWN, Traced, TracedParameter
 from boundgraph.frontends._wrapper import CallOf, strip
+from boundgraph.source import is_library
 
-_InstanceNorm = nn.modules.instancenorm._InstanceNorm
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def trace(wrapper: CallOf) -> fx.Graph:
+def trace(wrapper: CallOf, examples: Sequence[Tensor]) -> fx.Graph:
     """The graph of a call of the model.
 
     Every module is traced through, so hooks, parametrizations and subclasses mean what
     they mean when the model runs. Parameters and buffers are read by path, never by value.
 
+    Args:
+        wrapper: a call of the model.
+        examples: inputs, of which only shape and dtype are used.
+
     Raises:
         Exception: whatever tracing raises where it cannot follow the model.
     """
-    tracer = _Tracer()
+    tracer = _Tracer(examples)
     for module in wrapper.modules():
         if isinstance(module, _BatchNorm):
-            # Tracing cannot follow its branch on the rank; the node it becomes does, when shapes are known.
-            module.__dict__["_check_input_dim"] = _recorded_check(type(module)._check_input_dim, module)
+            # Its check branches on the rank; a node does it when shapes are known.
+            check = type(module)._check_input_dim
+            module.__dict__["_check_input_dim"] = _recorded_check(check, module)
     with Untouched():
         return tracer.trace(wrapper)
 
@@ -53,9 +63,8 @@ def module_of(node: fx.Node) -> str:
 
 def _recorded_check(check: Callable[..., None], module: nn.Module) -> Callable[[Any], None]:
     def record(input: Any) -> None:
-        if isinstance(input, fx.Proxy):
-            bound = _Check(check, module)
-            input.tracer.create_proxy("call_function", bound, (input,), {})
+        if issubclass(type(input), fx.Proxy):
+            input.tracer.create_proxy("call_function", _Check(check, module), (input,), {})
         else:
             check(module, input)
 
@@ -67,88 +76,28 @@ class _Check:
 
     def __init__(self, check: Callable[..., None], module: nn.Module) -> None:
         self._check, self._module = check, module
-        self.__name__ = type(module).__name__
-        self.__qualname__ = self.__name__
+        self.__name__ = self.__qualname__ = type(module).__name__
         self.__module__ = __name__
 
     def __call__(self, input: Tensor) -> None:
         self._check(self._module, input)
 
 
-class _Proxy(fx.Proxy):
-    """Records writes as writes; fx alone turns `x += y` into `x = x + y`."""
-
-    def __setitem__(self, index: Any, value: Any) -> None:
-        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
-
-
-def _in_place(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
-    def record(self: Any, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return record
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
-    setattr(_Proxy, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
-
-
-class _ParameterProxy(_Proxy):
-    """Stands for a parameter or buffer, whose metadata is known."""
-
-    def __init__(self, tracer: fx.Tracer, node: fx.Node, tensor: Tensor) -> None:
-        super().__init__(node, tracer)
-        self._tensor = tensor
-
-    @property
-    def shape(self) -> torch.Size:
-        return self._tensor.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self._tensor.dtype
-
-    @property
-    def ndim(self) -> int:
-        return self._tensor.ndim
-
-    @property
-    def requires_grad(self) -> bool:
-        return self._tensor.requires_grad
-
-    def dim(self) -> int:
-        return self._tensor.dim()
-
-    def size(self, dim: int | None = None) -> Any:
-        return self._tensor.size() if dim is None else self._tensor.size(dim)
-
-    def numel(self) -> int:
-        return self._tensor.numel()
-
-    def is_floating_point(self) -> bool:
-        return self._tensor.is_floating_point()
-
-    def __len__(self) -> int:
-        return len(self._tensor)
-
-
 class _Tracer(fx.Tracer):
-    proxy_buffer_attributes = True
-
-    def __init__(self) -> None:
+    def __init__(self, examples: Sequence[Tensor]) -> None:
         super().__init__()
-        self.record_stack_traces = True
-        self._grad_enabled = torch.is_grad_enabled()
-        self._autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        self.record_stack_traces = False
+        self._examples = iter(examples)
+        self._modes = _modes()
         self._paths: dict[int, str] = {}
+        self._attributes: dict[str, Tensor] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._last: fx.Node | None = None
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named = (*root.named_parameters(), *root.named_buffers())
         self._paths = {id(tensor): path for path, tensor in reversed(named)}
         return super().trace(root, concrete_args)
-
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return False
@@ -157,19 +106,79 @@ class _Tracer(fx.Tracer):
         path = self._paths.get(id(attr_val)) if isinstance(attr_val, Tensor) else None
         if path is None:
             return attr_val
+        if path not in self._attributes:
+            with _disable_current_modes():
+                self._attributes[path] = without_data(attr_val)
         # A node for each read: a buffer may have been written in between.
         return self.create_proxy(
             "get_attr",
             path,
             (),
             {},
-            proxy_factory_fn=lambda node: _ParameterProxy(self, node, attr_val),  # type: ignore[arg-type, return-value]
+            proxy_factory_fn=lambda node: TracedParameter(self, node, attr_val),  # type: ignore[arg-type, return-value]
         )
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return Traced(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        # By its real type: to everyone else a proxy claims to be what it stands for.
+        return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
+
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives on meta tensors of the example's shape; `UNKNOWN` if it fails.
+
+        Nothing runs before somebody asks; then all nodes up to that one do, in order.
+        """
+        with _disable_current_modes(), torch.device("meta"), torch.no_grad():
+            while node not in self._values:
+                following = self._last.next if self._last else next(iter(self.graph.nodes))
+                self._values[following] = self._run(following)
+                self._last = following
+        return self._values[node]
+
+    def _run(self, node: fx.Node) -> Any:
+        if node.op == "placeholder":
+            return without_data(next(self._examples))
+        if node.op == "get_attr":
+            # Constants that the tracer found by itself are on its root.
+            if str(node.target) not in self._attributes:
+                return UNKNOWN
+            return self._attributes[str(node.target)]
+        key = targets.key_of(node)
+        args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
+        if any(item is UNKNOWN for item in pytree.tree_leaves((args, kwargs))):
+            return UNKNOWN
+        try:
+            args, kwargs = to_meta(key, args, dict(kwargs))
+            return targets.function_of(node)(*args, **kwargs)
+        except Exception:
+            # The importer runs it again, and reports it.
+            return UNKNOWN
+
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if torch.is_grad_enabled() != self._grad_enabled:
-            raise TouchedError("the model switches gradients on or off, which tracing loses")
-        now = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        if now != self._autocast:
-            raise TouchedError("the model uses autocast, which tracing loses")
-        return super().create_node(*args, **kwargs)
+        if _modes() != self._modes:
+            raise TouchedError("the model switches gradients or autocast, which tracing loses")
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = _user_frame()
+        return node
+
+
+def _user_frame() -> str | None:
+    """The innermost frame of the model's own code, in the form of a traceback line.
+
+    fx can record whole traces, but formatting them imports torch's compiler stack, which
+    takes seconds the first time.
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        code = frame.f_code
+        if not is_library(code.co_filename):
+            return f'File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+
+
+def _modes() -> tuple[bool, ...]:
+    autocast = (torch.is_autocast_enabled(device) for device in ("cpu", "cuda"))
+    return torch.is_grad_enabled(), *autocast
