@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from boundgraph.compiler import METHODS
+from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError
 from boundgraph.training.adversarial import AdversarialLoss
 from boundgraph.training.controllers import Controller, make_controller
@@ -76,7 +76,7 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, LOSSES)
-        _one_of("method", self.method, METHODS)
+        _one_of("method", self.method, TRAINING_METHODS)
         _one_of("optimizer", self.optimizer, OPTIMIZERS)
         _one_of("init", self.init, INITIALIZATIONS)
         for name in ("epochs", "batch_size", "attack_steps"):
@@ -228,13 +228,13 @@ RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (mixtrain, ibp, 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}},
     "mnist-0.1": {
-        "mixtrain": {"epochs": 40, "train_eps": 1.3, "lr": Cosine(3e-3)},
+        "mixtrain": {"epochs": 70, "alpha": 0.8, "train_eps": 1.25, "lr": Cosine(3e-3)},
         "ibp": {"epochs": 40, "batch_size": 128},
         "pgd": {"epochs": 20, "batch_size": 128},
         "standard": {"epochs": 10, "batch_size": 128},
     },
     "mnist-0.3": {
-        "mixtrain": {"epochs": 40, "train_eps": 1.05, "lr": Cosine(3e-3)},
+        "mixtrain": {"epochs": 70, "train_eps": 1.05, "lr": Cosine(3e-3)},
         "ibp": {"epochs": 40, "batch_size": 128},
         "pgd": {"epochs": 20, "batch_size": 128},
         "standard": {"epochs": 10, "batch_size": 128},
