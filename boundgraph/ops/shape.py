@@ -155,7 +155,9 @@ def _expand_adjoint(coeff: Tensor, *, shapes: Any, target: Any, shape: Any) -> T
     repeated = tuple(
         dim + 1
         for dim, size in enumerate(shapes[0])
-        if isinstance(size, int) and size == 1 and shape[dim] != 1
+        # A dynamic size is no int, and a proxy when traced; it stands for a repetition.
+        if isinstance(size, int) and size == 1
+        and not (isinstance(target[dim], int) and target[dim] == 1)
     )
     return coeff.sum(repeated, keepdim=True) if repeated else coeff
 
