@@ -286,7 +286,7 @@ class _Walk:
                 for i, value in enumerate(node.inputs)
             ),
             "target": self._shape(key, shared=self._is_shared(form, key)),
-            "dims": run.sample_dims(key),
+            "sample_dims": run.sample_dims(key),
         }
         if node.op in ("cat", "stack"):
             attrs["plain"] = tuple(i for i in range(len(node.inputs)) if i not in bounded)

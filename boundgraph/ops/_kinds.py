@@ -105,13 +105,13 @@ def transpose_rule(adjoint: Rule, constant: Rule | None = None) -> Rule:
         carry: bool,
         shapes: tuple[tuple[int, ...], ...],
         target: tuple[int, ...],
-        dims: tuple[int, ...],
+        sample_dims: tuple[int, ...],
         **attrs: Any,
     ) -> LinearForm:
         coeff = adjoint(form.coeff, *rest, shapes=shapes, target=target, **attrs)
         if not carry:
             return LinearForm(coeff)
-        term = None if constant is None else constant(form.coeff, *rest, dims=dims, **attrs)
+        term = None if constant is None else constant(form.coeff, *rest, dims=sample_dims, **attrs)
         return LinearForm(coeff, form.shifted(term))
 
     return backward
@@ -217,10 +217,10 @@ def elementwise(
         carry: bool,
         shapes: tuple[tuple[int, ...], ...],
         target: tuple[int, ...],
-        dims: tuple[int, ...],
+        sample_dims: tuple[int, ...],
         **attrs: Any,
     ) -> LinearForm:
-        return form.through(two_lines(pre, *slope, **attrs), dims)
+        return form.through(two_lines(pre, *slope, **attrs), sample_dims)
 
     return register(
         OpSpec(

@@ -94,7 +94,7 @@ def _linear_backward(sign: float) -> Any:
         *constants: Tensor,
         operand: int,
         carry: bool,
-        dims: tuple[int, ...],
+        sample_dims: tuple[int, ...],
         **_: Any,
     ) -> LinearForm:
         own = sign if operand == 1 else 1.0
@@ -104,7 +104,7 @@ def _linear_backward(sign: float) -> Any:
         if not constants:
             return LinearForm(coeff, form.offset)
         other = 1.0 if operand == 1 else sign
-        return LinearForm(coeff, form.shifted((form.coeff * constants[0]).sum(dims) * other))
+        return LinearForm(coeff, form.shifted((form.coeff * constants[0]).sum(sample_dims) * other))
 
     return backward
 
@@ -114,7 +114,7 @@ def _mul_backward(
     *operands: Any,
     operand: int,
     carry: bool,
-    dims: tuple[int, ...],
+    sample_dims: tuple[int, ...],
     **_: Any,
 ) -> LinearForm:
     """A constant factor scales; two bounded factors take McCormick's planes.
@@ -131,7 +131,7 @@ def _mul_backward(
     if not carry:
         return LinearForm(coeff)
     term = -(positive * (x.lower * y.lower) + negative * (x.upper * y.lower))
-    return LinearForm(coeff, form.shifted(term.sum(dims)))
+    return LinearForm(coeff, form.shifted(term.sum(sample_dims)))
 
 
 def _sample_pair(rng: random.Random) -> OpCase:

@@ -119,7 +119,7 @@ def _max_backward(spatial: int) -> Any:
         carry: bool,
         shapes: Any,
         target: Any,
-        dims: tuple[int, ...],
+        sample_dims: tuple[int, ...],
         **attrs: Any,
     ) -> LinearForm:
         options = {key: attrs[key] for key in ("kernel_size", "stride", "padding", "dilation")}
@@ -160,7 +160,7 @@ def _max_backward(spatial: int) -> Any:
             back = back.squeeze(2)
         upper = _MAXIMUM[spatial - 1](pre.upper, **attrs)
         coeff = back.unflatten(0, (rows, -1))
-        return LinearForm(coeff, form.shifted((negative * upper).sum(dims)))
+        return LinearForm(coeff, form.shifted((negative * upper).sum(sample_dims)))
 
     return backward
 

@@ -220,7 +220,7 @@ def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpe
         carry: bool,
         shapes: Any,
         target: Any,
-        dims: tuple[int, ...],
+        sample_dims: tuple[int, ...],
         plain: tuple[int, ...],
         dim: int,
     ) -> LinearForm:
@@ -231,9 +231,9 @@ def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpe
         for position, value in zip(plain, constants, strict=True):
             own = _part(name, form.coeff, position, shapes, dim)
             # A stacked operand lacks the new dimension, so the later ones are one lower.
-            own_dims = dims
+            own_dims = sample_dims
             if name == "stack":
-                own_dims = tuple(d - (d > dim + 1) for d in dims if d != dim + 1)
+                own_dims = tuple(d - (d > dim + 1) for d in sample_dims if d != dim + 1)
             term = own * value
             shifted = LinearForm(
                 form.coeff, shifted.shifted(term.sum(own_dims) if own_dims else term)

@@ -9,30 +9,64 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.compiler import CompileOptions, compile_capture
+from boundgraph.compiler import METHODS, CompileOptions, compile_capture
 from boundgraph.compiler import _bounded_names as bounded_names
 from boundgraph.compiler import _capture as capture_model
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.domains.symbolic import Symbolic
-from boundgraph.errors import SoundnessError
-from boundgraph.runtime.emit import parameter_lookup
+from boundgraph.errors import SoundnessError, UnsupportedError
+from boundgraph.frontends.capture import Capture
+from boundgraph.ir.program import Program, Value
+from boundgraph.ir.types import IntervalType
+from boundgraph.ops._infer import RegistryTable
+from boundgraph.passes import RelaxIBP, run_pipeline
+from boundgraph.runtime.emit import ConstantTable, parameter_lookup
 from boundgraph.runtime.module import BoundProgram, Bounds
 from boundgraph.testing._points import sample_point
 from boundgraph.testing._rounding import excess, interpret_with_allowance
 
 
-def model_allowance(program: BoundProgram, *regions: Region | Tensor) -> tuple[Tensor, ...]:
-    """How far rounding may move the ends of an `ibp` program's bounds, per output.
+def model_allowance(
+    model: nn.Module, *regions: Region | Tensor, **options: Any
+) -> tuple[Tensor, ...]:
+    """How far rounding may move the bounds of each output, by the rounding that ops declare.
+
+    The model's ops are bounded one by one as captured, before any pass merges them, with
+    unperturbed inputs as regions of no width, because values computed from those round too.
 
     Args:
-        program: compiled with `method="ibp"` and no specification.
-        regions: as for calling it.
+        model, regions, options: as for `boundgraph.compile`.
     """
-    inputs = [r if isinstance(r, Tensor) else r.interval() for r in regions]
-    lookup = parameter_lookup(program.model, program.constants)
-    _, moved = interpret_with_allowance(program.ir, inputs, lookup)
+    captured = capture_model(model, regions, {}, CompileOptions(**options))
+    return _allowance(captured, regions)
+
+
+def _allowance(captured: Capture, regions: Sequence[Region | Tensor]) -> tuple[Tensor, ...]:
+    source = captured.program
+    floats = tuple(value.name for value in source.inputs if value.type.is_float)
+    try:
+        program = _relaxed(source, floats)
+    except UnsupportedError:
+        # An unperturbed input may stand where no bound can.
+        program = _relaxed(source, bounded_names(captured, tuple(regions), {}))
+    inputs = [
+        _as_input(value, region) for value, region in zip(program.inputs, regions, strict=True)
+    ]
+    lookup = parameter_lookup(captured.root, ConstantTable(dict(captured.constants)))
+    with torch.no_grad():
+        _, moved = interpret_with_allowance(program, inputs, lookup)
     return moved
+
+
+def _relaxed(source: Program, bounded: tuple[str, ...]) -> Program:
+    return run_pipeline(source, (RelaxIBP(bounded),), RegistryTable())[0]
+
+
+def _as_input(value: Value, region: Region | Tensor) -> Interval | Tensor:
+    if isinstance(region, Tensor):
+        return Interval.point(region) if isinstance(value.type, IntervalType) else region
+    return region.interval()
 
 
 def symbols_of(program: BoundProgram, *regions: Region | Tensor) -> int:
@@ -47,7 +81,7 @@ def symbols_of(program: BoundProgram, *regions: Region | Tensor) -> int:
 def check_model(
     model: nn.Module,
     *regions: Region | Tensor,
-    methods: Sequence[str] = ("ibp", "symbolic", "mix"),
+    methods: Sequence[str] = METHODS,
     points: int = 32,
     seed: int = 0,
     **options: Any,
@@ -97,23 +131,22 @@ def _bounds_by_method(
 
     captured = capture_model(model, regions, {}, CompileOptions(**options))
     reference = build("ibp")
-    moved = model_allowance(reference, *regions)
-    widths = [(upper - lower).detach() for lower, upper in _ends(reference(*regions))]
+    moved = _allowance(captured, regions)
+    widths = [(upper - lower) for lower, upper in _ends(reference(*regions))]
+    # Sums over the symbols add terms to every product, at the size of the looser bounds.
+    terms = 2.0
+    if any(method != "ibp" for method in methods):
+        terms += symbols_of(build("symbolic"), *regions)
     bounds: dict[str, Bounds] = {}
     allowed: dict[str, tuple[Tensor, ...]] = {}
     for method in methods:
-        program = build(method)
-        bounds[method] = program(*regions)
+        bounds[method] = (reference if method == "ibp" else build(method))(*regions)
         if method == "ibp":
             allowed[method] = tuple(2.0 * move for move in moved)
             continue
-        # Sums over the symbols add terms to every product, at the size of these bounds.
-        terms = 2.0 + symbols_of(program, *regions)
         ends = zip(_ends(bounds[method]), widths, moved, strict=True)
         allowed[method] = tuple(
-            terms
-            * move
-            * ((upper - lower) / width.clamp(min=1e-300)).nan_to_num(1.0).clamp(1.0, 1e6)
+            terms * move * ((upper - lower) / width).nan_to_num(1.0, 1e6).clamp(1.0, 1e6)
             for (lower, upper), width, move in ends
         )
     return bounds, allowed
