@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boundgraph.compiler import TRAINING_METHODS as METHODS
+from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import linf_interval
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
@@ -217,7 +217,7 @@ class MixedLoss(TrainingLoss):
         model: maps `[batch, ...]` to logits `[batch, classes]`. Wrapped in DDP, the clean
             pass goes through the wrapper and bounds use the parameters inside.
         eps: radius of the regions, in input units.
-        method: `"ibp"`, `"symbolic"` or `"mix"`.
+        method: `"ibp"`, `"symbolic"`, `"mix"`, `"crown-ibp"` or `"crown"`.
         subset: k, the number of samples bounded per batch; None for all. A batch smaller
             than k is bounded whole.
         alpha: weight of the bound loss; ignored where `controller` is given.
@@ -253,8 +253,9 @@ class MixedLoss(TrainingLoss):
             controller = make_controller(controller, alpha=alpha)
         self_controller = controller or ConstantController(_alpha(alpha))
         super().__init__(model, eps, alpha=self_controller.alpha, clip=clip)
-        if method not in METHODS:
-            raise ConfigError(f"unknown method {method!r}; choose one of {', '.join(METHODS)}")
+        if method not in TRAINING_METHODS:
+            known = ", ".join(TRAINING_METHODS)
+            raise ConfigError(f"no training with method {method!r}; choose one of {known}")
         if subset is not None and (isinstance(subset, bool) or subset < 1):
             raise ConfigError(f"subset must be a positive whole number or None, got {subset!r}")
         if not (math.isfinite(train_eps) and train_eps > 0):

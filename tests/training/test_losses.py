@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.training.adversarial import AdversarialLoss
 from boundgraph.training.initialization import WeightAverage, initialize_for_ibp
@@ -70,7 +71,7 @@ def test_gradients_equal_those_of_the_formula():
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["ibp", "symbolic", "mix"])
+@pytest.mark.parametrize("method", TRAINING_METHODS)
 def test_the_bound_loss_is_at_least_the_loss_of_any_point_of_the_region(method):
     model, (x, y) = mlp(), batch()
     parts = MixedLoss(model, EPS, method=method, subset=None)(x, y, return_parts=True)
