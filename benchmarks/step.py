@@ -232,13 +232,19 @@ def symbolic_interval(setting: Setting) -> list[Entry]:
     ]
 
 
-def others(setting: Setting, wanted: bool) -> tuple[list[Entry], list[str]]:
+PEERS: dict[str, Callable[[Setting], list[Entry]]] = {
+    "auto_LiRPA": auto_lirpa,
+    "symbolic_interval": symbolic_interval,
+}
+
+
+def others(setting: Setting, wanted: list[str]) -> tuple[list[Entry], list[str]]:
     """Rows of other libraries, and a line for each that is left out."""
     entries: list[Entry] = []
     skipped: list[str] = []
-    for name, make in (("auto_LiRPA", auto_lirpa), ("symbolic_interval", symbolic_interval)):
-        if not wanted:
-            skipped.append(f"{name}: left out (--no-peers)")
+    for name, make in PEERS.items():
+        if name not in wanted:
+            skipped.append(f"{name}: left out (--peers)")
             continue
         try:
             entries += make(setting)
@@ -303,7 +309,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--backend", default="inductor", help="of torch.compile; 'none' skips it")
     parser.add_argument("--attacks", type=int, nargs="*", default=[7, 40], help="PGD steps")
-    parser.add_argument("--no-peers", action="store_true", help="leave other libraries out")
+    parser.add_argument(
+        "--peers", nargs="*", choices=sorted(PEERS), default=sorted(PEERS), help="other libraries"
+    )
     parser.add_argument("--json", type=Path, default=None, help="also write the results here")
     return parser.parse_args()
 
@@ -322,7 +330,7 @@ def main() -> None:
         backend=None if args.backend == "none" else args.backend,
     )
     entries = ours(setting, tuple(args.attacks))
-    foreign, skipped = others(setting, not args.no_peers)
+    foreign, skipped = others(setting, args.peers)
     entries += foreign
     measure(entries, args.repeats, args.warmup, args.device)
     where = f"{platform.machine()}, {torch.get_num_threads()} thread(s), torch {torch.__version__}"
