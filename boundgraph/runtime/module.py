@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,7 @@ from boundgraph.ir.program import Program, Value
 from boundgraph.ir.types import Dim, IntervalType, SymbolicType
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
+from boundgraph.runtime.precision import certified_precision
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,9 @@ class BoundProgram(nn.Module):
         Raises:
             RegionError: a region does not fit the model.
             SpecError: labels missing, of the wrong shape or out of range.
-            NonFiniteError: weights, or the resulting bounds, are NaN.
+            NonFiniteError: weights, or the resulting bounds, are NaN, or a bound is infinite
+                on the wrong side.
+            ConfigError: under autocast or with half-precision weights.
         """
         inputs = self._check_regions(regions)
         batch = inputs[0].any_part.shape[0] if isinstance(inputs[0], Interval) else len(inputs[0])
@@ -168,7 +172,19 @@ class BoundProgram(nn.Module):
         self._check_weights()
         if self.needs_clean:
             raise RegionError("this program was compiled for training; use run(..., clean=...)")
-        return self._as_bounds(self.run(inputs, labels))
+        with certified_precision(self.model):
+            return self._as_bounds(self.run(inputs, labels))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the program and the tensors that it reads; `boundgraph.load` reads it back.
+
+        Raises:
+            CheckpointError: the file cannot be written; an old one is unchanged.
+        """
+        # The module that rebuilds programs imports this one.
+        from boundgraph.runtime.saved import save
+
+        save(self, path)
 
     def interpret(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
         """The same bounds by the reference interpreter, node by node."""
@@ -202,6 +218,12 @@ class BoundProgram(nn.Module):
             if bool(torch.isnan(lower).any() | torch.isnan(upper).any()):
                 raise NonFiniteError(
                     f"the bounds of {value} contain NaN, so nothing is bounded. {self._first_nan()}"
+                )
+            # No real number is that large: the arithmetic overflowed on both ends.
+            if bool((lower == torch.inf).any() | (upper == -torch.inf).any()):
+                raise NonFiniteError(
+                    f"the bounds of {value} overflowed: a lower end is +inf or an upper end −inf. "
+                    f"{self._first_nan()}"
                 )
         lowers, uppers = zip(*ends, strict=True)
         if self.info.output_tree is None:
