@@ -24,16 +24,25 @@ _EXPORTS = {
     "LinearSpec": "boundgraph.domains.specs",
     "LinfBall": "boundgraph.domains.regions",
     "Margin": "boundgraph.domains.specs",
+    "Proved": "boundgraph.verification",
+    "Refuted": "boundgraph.verification",
+    "Unknown": "boundgraph.verification",
     "bound": "boundgraph.compiler",
     "compile": "boundgraph.compiler",
     "evaluate": "boundgraph.evaluation",
     "load": "boundgraph.runtime.saved",
+    "verify": "boundgraph.verification.verify",
 }
-_MODULES = {"attack": "boundgraph.attacks", "training": "boundgraph.training"}
+_MODULES = {
+    "attack": "boundgraph.attacks",
+    "training": "boundgraph.training",
+    "verification": "boundgraph.verification",
+}
 
 if TYPE_CHECKING:
     import boundgraph.attacks as attack
     import boundgraph.training as training
+    import boundgraph.verification as verification
     from boundgraph.compiler import bound as bound
     from boundgraph.compiler import compile as compile
     from boundgraph.domains.interval import Interval as Interval
@@ -45,6 +54,10 @@ if TYPE_CHECKING:
     from boundgraph.runtime.module import BoundProgram as BoundProgram
     from boundgraph.runtime.module import Bounds as Bounds
     from boundgraph.runtime.saved import load as load
+    from boundgraph.verification import Proved as Proved
+    from boundgraph.verification import Refuted as Refuted
+    from boundgraph.verification import Unknown as Unknown
+    from boundgraph.verification.verify import verify as verify
 
 __all__ = [
     "BoundProgram",
@@ -54,6 +67,9 @@ __all__ = [
     "LinearSpec",
     "LinfBall",
     "Margin",
+    "Proved",
+    "Refuted",
+    "Unknown",
     "__version__",
     "attack",
     "bound",
@@ -61,6 +77,8 @@ __all__ = [
     "evaluate",
     "load",
     "training",
+    "verification",
+    "verify",
 ]
 
 
