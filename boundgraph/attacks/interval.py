@@ -6,6 +6,8 @@ After Interval-Attack (Wang et al., arXiv 1906.02282), the attack of MixTrain (a
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -87,17 +89,33 @@ def interval(
         ascent = Ascent(search, steps, step_size, find_loss(loss, search.classes), early_stop)
         move = IntervalStep(search, half, growth, corner, max_memory)
         random = make_generator(generator, seed)
-        for restart in range(restarts):
-            start = search.x if restart == 0 and not random_start else random_points(search, random)
-            index = ascent.remaining()
-            points = start[index]
-            for _ in range(interval_steps):
-                points, index = ascent.run(points, index)
-                if not len(index):
-                    break
-                points = move(points, index)
-            ascent.run(points, index)
+        alternate(search, ascent, move, random, restarts, interval_steps, random_start)
         return search.finish()
+
+
+Move = Callable[[Tensor, Tensor], Tensor]
+
+
+def alternate(
+    search: Search,
+    ascent: Ascent,
+    move: Move,
+    random: torch.Generator,
+    restarts: int,
+    moves: int,
+    random_start: bool,
+) -> None:
+    """Restarts of PGD with `moves` jumps in between; a jump is `move(points, index)`."""
+    for restart in range(restarts):
+        start = search.x if restart == 0 and not random_start else random_points(search, random)
+        index = ascent.remaining()
+        points = start[index]
+        for _ in range(moves):
+            points, index = ascent.run(points, index)
+            if not len(index):
+                break
+            points = move(points, index)
+        ascent.run(points, index)
 
 
 class IntervalStep:
