@@ -174,7 +174,7 @@ def save_png(path: Path, records: Records, title: str) -> bool:
         axes = figure.add_subplot(math.ceil(len(panels) / 2), 2, index + 1)
         for line in panel.lines:
             epochs, values = zip(*points(records, line.field), strict=True)
-            style = {"linestyle": "--", "alpha": 0.65} if line.dashed else {}
+            style: dict[str, Any] = {"linestyle": "--", "alpha": 0.65} if line.dashed else {}
             axes.plot(epochs, values, color=line.colour, label=line.label, linewidth=1.8, **style)
         axes.set_title(panel.title, loc="left", fontsize=11)
         axes.set_xlabel("epoch")

@@ -136,8 +136,9 @@ def _curves(records: Records) -> str:
     drawn = "".join(f"<figure>{svg_panel(panel, records)}</figure>" for panel in panels)
     return (
         f"<section><h2>Training</h2><div class=panels>{drawn}</div>"
-        "<p class=small>Training accuracy is measured while the weights and the radius still move; "
-        "held-out accuracy after each epoch, at the full radius.</p></section>"
+        "<p class=small>Training accuracy is measured while the weights still move and, where "
+        "certified, at the radius trained with (train_eps · ε); held-out accuracy after each epoch "
+        "at the full radius.</p></section>"
     )
 
 
