@@ -181,7 +181,8 @@ def _type_of(tensor: Tensor) -> TensorType:
 
 
 def _broadcast(*operands: Tensor) -> Tensor:
-    return torch.broadcast_tensors(*operands)[0]
+    result: Tensor = torch.broadcast_tensors(*operands)[0]  # type: ignore[no-untyped-call]
+    return result
 
 
 def _scalar_dtype(value: float, like: Value | None) -> torch.dtype:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from boundgraph.errors import Diagnostic
+from boundgraph.frontends import _nests as nests
 from boundgraph.frontends import _python as python
 from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._emitter import Emitter
@@ -43,21 +44,15 @@ def per_result(
     first = shadows[0]
     if isinstance(first, Tensor):
         return make(path, list(shadows))
-    if isinstance(first, tuple | list) and python.has(Tensor, first):
+    if isinstance(first, tuple | list) and nests.has(Tensor, first):
         items = [
             per_result([shadow[i] for shadow in shadows], probes, make, (*path, i))
             for i in range(len(first))
         ]
-        return rebuild(first, items)
-    if python.has(Tensor, first):
+        return nests.rebuild(first, items)
+    if nests.has(Tensor, first):
         raise NotImported(Diagnostic(f"a call returns {type(first).__name__} of tensors"))
     return python.unify(shadows, probes)
-
-
-def rebuild(like: Any, items: list[Any]) -> Any:
-    """Items in a container like another: list, tuple, named tuple or torch's own tuples."""
-    kind = type(like)
-    return kind(*items) if hasattr(like, "_fields") else kind(items)
 
 
 def call(
@@ -122,7 +117,7 @@ def factory(
         NotDynamic: when its size is the batch size.
         NotImported: when it makes anything but one tensor.
     """
-    if python.has(Dim, args, kwargs):
+    if nests.has(Dim, args, kwargs):
         raise python.NotDynamic("a tensor is made whose values depend on the batch size")
     result = fn(*_on_device(args, device), **_on_device(kwargs, device))
     if not isinstance(result, Tensor):
@@ -141,11 +136,15 @@ def _on_device(value: Any, device: torch.device) -> Any:
     return value
 
 
-def is_random(fn: Callable[..., Any], args: Any, kwargs: Any) -> bool:
-    """Whether a call on meta tensors draws random numbers."""
-    with targets.RandomWatch() as watch:
+def impurity(name: str, fn: Callable[..., Any], args: Any, kwargs: Any) -> str | None:
+    """Why a call on meta tensors must not be kept as it is; None if it computes only."""
+    with targets.Watch() as watch:
         fn(*args, **kwargs)
-    return watch.seen
+    if watch.random:
+        return f"`{name}` draws random numbers, so no bound holds for its result"
+    if watch.statistics:
+        return f"`{name}` may update running statistics, which a bound must not"
+    return None
 
 
 def to_meta(key: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -169,3 +168,8 @@ def _devices_to_meta(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_devices_to_meta(item) for item in value)
     return value
+
+
+def without_data(tensor: Tensor) -> Tensor:
+    """A meta tensor of the same shape, strides and dtype."""
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")

@@ -15,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from boundgraph.errors import Diagnostic, InternalError, UnsupportedError
-from boundgraph.frontends import _aliases as aliasing
+from boundgraph.errors import Diagnostic, InternalError
 from boundgraph.frontends import _generic as generic
+from boundgraph.frontends import _nests as nests
 from boundgraph.frontends import _python as python
 from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._emitter import Emitter, Rejected
 from boundgraph.frontends._generic import NotImported
 from boundgraph.frontends._python import NotDynamic
+from boundgraph.frontends._writes import Writes, written
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import evaluate_shape
 from boundgraph.ops._dtypes import from_torch
@@ -49,13 +50,7 @@ class Importer:
         self.probes = tuple(probes)
         self._shadows: dict[fx.Node, list[Any]] = {}
         self._module_of = module_of
-        self._paths = canonical_paths(root)
-        self._counters = _batch_counters(root)
-        self._owned: dict[int, tuple[Any, list[Tensor]]] = {}
-        self._aliases = aliasing.Aliases()
-        self._statistics: set[Value] = set()
-        self._done: set[fx.Node] = set()
-        self._errors: list[Diagnostic] = []
+        self._writes = Writes(root, self.env, self._shadows)
         tensors = (*root.parameters(), *root.buffers())
         self._device = tensors[0].device if tensors else torch.device("cpu")
 
@@ -67,19 +62,16 @@ class Importer:
         """Give a node its value, and the same on meta tensors at each probe."""
         self.env[node] = value
         self._shadows[node] = shadows
-        for tensor in aliasing.tensors_in(shadows[0]):
-            self._aliases.keep(tensor)
+        self._writes.keep(shadows[0])
 
     def bind_tensor(self, node: fx.Node, tensor: Tensor) -> None:
         """Give a node a tensor of the model, or a constant."""
-        if id(tensor) not in self._owned:
-            path = self._paths.get(id(tensor))
+        owned = self._writes.owned
+        if id(tensor) not in owned:
+            path = self._writes.paths.get(id(tensor))
             value = self.emitter.param(path, tensor) if path else self.emitter.constant(tensor)
-            shadow = torch.empty_strided(
-                tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta"
-            )
-            self._owned[id(tensor)] = value, [shadow] * len(self.probes)
-        self.bind(node, *self._owned[id(tensor)])
+            owned[id(tensor)] = value, [generic.without_data(tensor)] * len(self.probes)
+        self.bind(node, *owned[id(tensor)])
 
     def run(self, graph: fx.Graph, bind: Callable[[fx.Node], None]) -> Any:
         """Import all nodes.
@@ -98,8 +90,7 @@ class Importer:
         """
         with torch.inference_mode(False), torch.no_grad():
             output = self._walk(graph, bind)
-        if self._errors:
-            raise UnsupportedError(_one_per_line(self._errors))
+        self._writes.raise_refused()
         return output
 
     def _walk(self, graph: fx.Graph, bind: Callable[[fx.Node], None]) -> Any:
@@ -111,30 +102,30 @@ class Importer:
                 self._call(node, bind)
             elif node not in self.env:
                 bind(node)
-            self._done.add(node)
+            self._writes.done.add(node)
         raise InternalError("the captured graph has no output")
 
     def _span(self, node: fx.Node) -> SourceSpan | None:
         return user_span(node.stack_trace, self._module_of(node))
 
     def _values(self, arg: Any) -> Any:
-        return _plain(fx.node.map_arg(arg, self.env.__getitem__))
+        return nests.plain(fx.node.map_arg(arg, self.env.__getitem__))
 
     def _shadow(self, arg: Any, probe: int) -> Any:
-        return _plain(fx.node.map_arg(arg, lambda node: self._shadows[node][probe]))
+        return nests.plain(fx.node.map_arg(arg, lambda node: self._shadows[node][probe]))
 
     def _call(self, node: fx.Node, bind: Callable[[fx.Node], None]) -> None:
         key, fn = targets.key_of(node), targets.function_of(node)
         args, kwargs = self._values(node.args), self._values(dict(node.kwargs))
         by_key = node.target in (getattr, operator.getitem)
-        if key in python.ASSERTIONS and python.has(Value, args, kwargs):
+        if key in python.ASSERTIONS and nests.has(Value, args, kwargs):
             self.bind(node, None, [None] * len(self.probes))
         elif isinstance(node.target, torch._ops.HigherOrderOperator):
             self._region(node, args, bind)
-        elif by_key and not isinstance(args[0], Value) and not python.has(Value, args[1:]):
+        elif by_key and not isinstance(args[0], Value) and not nests.has(Value, args[1:]):
             shadows = [fn(*self._shadow(node.args, i)) for i in range(len(self.probes))]
             self.bind(node, fn(*args), shadows)
-        elif python.has(Value, args, kwargs):
+        elif nests.has(Value, args, kwargs):
             self._on_tensors(node, key, fn, args, kwargs)
         else:
             self._without_tensors(node, key, fn, args, kwargs)
@@ -168,7 +159,7 @@ class Importer:
             )
         result = self._walk(inner.graph, bind)
         if not enabled:
-            result = _map_values(lambda value: self.emitter.emit("detach", value), result)
+            result = nests.map_values(lambda value: self.emitter.emit("detach", value), result)
         output = inner.graph.output_node().args[0]
         self.bind(node, result, [self._shadow(output, i) for i in range(len(self.probes))])
 
@@ -180,7 +171,7 @@ class Importer:
                 self._attempt(key, fn, *self._shadow_call(node, key, probe))
                 for probe in range(len(self.probes))
             ]
-        if aliasing.tensors_in(shadows[0]):
+        if nests.tensors_in(shadows[0]):
             self._lower(node, key, args, kwargs, shadows, None)
             return
         try:
@@ -196,20 +187,19 @@ class Importer:
         touched: list[Tensor] = []
         for probe in range(len(self.probes)):
             shadow_args = self._shadow_call(node, key, probe)
-            operands = aliasing.tensors_in(shadow_args)
+            operands = nests.tensors_in(shadow_args)
             before = [tensor._version for tensor in operands]
             shadows.append(self._attempt(key, fn, *shadow_args))
             if probe == 0:
-                touched = aliasing.written(operands, before)
+                touched = written(operands, before)
                 if targets.may_alias(key) and isinstance(shadows[0], Tensor):
-                    self._aliases.keep(shadows[0])
-                    self._aliases.link(shadows[0], operands[0])
+                    self._writes.link(shadows[0], operands[0])
             # Compared after each probe: results that grow in number must not reach the last.
             python.unify(shadows, self.probes[: len(shadows)])
         target = next((t for t in touched if t is shadows[0]), None)
         if touched and target is None:
             self._refuse_write(node, key, args, kwargs, shadows)
-        elif not aliasing.tensors_in(shadows[0]):
+        elif not nests.tensors_in(shadows[0]):
             self.bind(node, python.metadata(key, shadows, self.probes), shadows)
         else:
             self._lower(node, key, args, kwargs, shadows, target)
@@ -222,7 +212,7 @@ class Importer:
         try:
             return fn(*args, **kwargs)
         except Exception as error:
-            raise self._failure(key, error, aliasing.tensors_in((args, kwargs))) from error
+            raise self._failure(key, error, nests.tensors_in((args, kwargs))) from error
 
     def _failure(self, key: Any, error: Exception, operands: Sequence[Tensor]) -> Exception:
         name, span = targets.display_name(key), self.emitter.span
@@ -257,13 +247,14 @@ class Importer:
         target: Tensor | None,
     ) -> None:
         """Emit the ops of a call that gives tensors; `target` is the operand it writes into."""
-        name = targets.display_name(key)
+        name, span = targets.display_name(key), self.emitter.span
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}
         result = self._result(node, key, args, kwargs, shadows, in_place=target is not None)
         self._check(name, result, shadows)
-        self._watch_statistics(name, (args, kwargs), result)
+        trains = isinstance(result, Value) and self.emitter.op(result) == "batch_norm_train"
+        self._writes.watch_statistics(name, nests.values_in((args, kwargs)), trains, span)
         if target is not None:
-            self._rebind(node, key, target, result)
+            self._writes.rebind(node, name, target, result, span)
         self.bind(node, result, shadows)
 
     def _result(
@@ -280,19 +271,18 @@ class Importer:
         if lower is not None and _fits(lower, args, kwargs):
             try:
                 result = lower(self.emitter, *args, **kwargs)
-                return _like(shadows[0], result)
+                return nests.same_nest(shadows[0], result)
             except Rejected as refusal:
-                if self.emitter.depends(_values_in((args, kwargs))):
+                if self.emitter.depends(nests.values_in((args, kwargs))):
                     return self._stand_in(args, kwargs, shadows, refusal.message, refusal.help)
             except (TypeError, ValueError, LookupError, ArithmeticError, RuntimeError) as error:
                 raise self._bug(f"lowering `{name}` failed: {error}") from error
         shadow_call = self._shadow_call(node, key, 0)
         with torch.device("meta"):
-            random = generic.is_random(targets.function_of(node), *shadow_call)
-        if random:
-            message = f"`{name}` draws random numbers, so no bound holds for its result"
+            message = generic.impurity(name, targets.function_of(node), *shadow_call)
+        if message is not None:
             return self._stand_in(args, kwargs, shadows, message, None)
-        if not _values_in((args, kwargs)):
+        if not nests.values_in((args, kwargs)):
             made = generic.factory(
                 targets.function_of(node), args, kwargs, self._device, self.emitter.span
             )
@@ -304,7 +294,7 @@ class Importer:
     def _stand_in(
         self, args: Any, kwargs: Any, shadows: list[Any], message: str, help: str | None
     ) -> Any:
-        values = _values_in((args, kwargs))
+        values = nests.values_in((args, kwargs))
         return generic.stand_in(
             self.emitter, values, shadows, self.probes, message=message, help=help
         )
@@ -324,52 +314,9 @@ class Importer:
     def _bug(self, text: str) -> Exception:
         if self.dynamic:
             return NotDynamic(text)
-        return InternalError(str(Diagnostic(f"this is a bug in BoundGraph: {text}", self.emitter.span)))
-
-    def _watch_statistics(self, name: str, arguments: Any, result: Any) -> None:
-        """Training updates running statistics, which a program never does; nor may it read them."""
-        training = isinstance(result, Value) and self.emitter.op(result) == "batch_norm_train"
-        read = set(_values_in(arguments))
-        if training:
-            self._statistics |= {v for v in read if v.name.endswith(("running_mean", "running_var"))}
-        elif read & self._statistics:
-            stale = ", ".join(sorted(map(str, read & self._statistics)))
-            self._errors.append(
-                Diagnostic(
-                    f"`{name}` reads {stale} after batch normalisation has updated it",
-                    self.emitter.span,
-                    "call model.eval(), or use one module for each place",
-                )
-            )
-
-    def _rebind(self, node: fx.Node, key: Any, target: Tensor, result: Any) -> None:
-        """All names of what was written now mean the result."""
-        for identity, (value, shadows) in self._owned.items():
-            if self._aliases.same_group(shadows[0], target):
-                if not (isinstance(value, Value) and value.name in self._counters):
-                    self._refuse(
-                        f"`{targets.display_name(key)}` writes into {value}, which belongs to "
-                        "the model",
-                        "a bound is a property of fixed weights; compute out of place",
-                    )
-                self._owned[identity] = result, shadows
-        for other, shadows in self._shadows.items():
-            related = [
-                tensor
-                for tensor in aliasing.tensors_in(shadows[0])
-                if self._aliases.same_group(tensor, target)
-            ]
-            if all(aliasing.same_view(tensor, target) for tensor in related):
-                if related:
-                    self.env[other] = aliasing.replace_leaves(
-                        self.env[other], shadows[0], target, result
-                    )
-            elif aliasing.is_live(other, node, self._done):
-                self._refuse(
-                    f"`{targets.display_name(key)}` writes into memory that another view of it "
-                    "reads later: mutation through a view isn't tracked",
-                    "compute out of place, e.g. x + 1 instead of x += 1",
-                )
+        return InternalError(
+            str(Diagnostic(f"this is a bug in BoundGraph: {text}", self.emitter.span))
+        )
 
     def _refuse_write(
         self, node: fx.Node, key: Any, args: Any, kwargs: Any, shadows: list[Any]
@@ -377,65 +324,9 @@ class Importer:
         name = targets.display_name(key)
         message = f"`{name}` writes into part of a tensor, and such a mutation isn't tracked"
         help = "compute out of place, e.g. with torch.cat, torch.where or F.pad"
-        self._refuse(message, help)
+        self._writes.refuse(message, help, self.emitter.span)
         result = self._stand_in(args, kwargs, shadows, message, help)
         self.bind(node, result, shadows)
-
-    def _refuse(self, message: str, help: str) -> None:
-        self._errors.append(Diagnostic(message, self.emitter.span, help))
-
-
-def canonical_paths(root: nn.Module) -> dict[int, str]:
-    """The path of each parameter and buffer, the first one of a shared tensor, by identity."""
-    named = (*root.named_parameters(), *root.named_buffers())
-    return {id(tensor): path for path, tensor in reversed(named)}
-
-
-def _batch_counters(root: nn.Module) -> set[str]:
-    """Paths of the counters that normalisation layers advance in training and never bound."""
-    return {
-        f"{path}.num_batches_tracked" if path else "num_batches_tracked"
-        for path, module in root.named_modules(remove_duplicate=False)
-        if isinstance(module, nn.modules.batchnorm._NormBase)
-    }
-
-
-def _plain(value: Any) -> Any:
-    """fx's immutable containers as ordinary ones."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, slice):
-        return slice(_plain(value.start), _plain(value.stop), _plain(value.step))
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return tuple(map(_plain, value)) if type(value) is tuple else value
-
-
-def _values_in(arg: Any) -> list[Value]:
-    if isinstance(arg, Value):
-        return [arg]
-    if isinstance(arg, slice):
-        arg = (arg.start, arg.stop, arg.step)
-    items = arg.values() if isinstance(arg, dict) else arg
-    if isinstance(arg, list | tuple | dict):
-        return [value for item in items for value in _values_in(item)]
-    return []
-
-
-def _map_values(fn: Callable[[Value], Value], arg: Any) -> Any:
-    if isinstance(arg, Value):
-        return fn(arg)
-    return type(arg)(_map_values(fn, item) for item in arg) if type(arg) in (list, tuple) else arg
-
-
-def _like(shadow: Any, result: Any) -> Any:
-    """A lowering's results in the containers that torch uses."""
-    if isinstance(shadow, Tensor) == isinstance(result, Value):
-        if isinstance(shadow, Tensor):
-            return result
-        if isinstance(shadow, tuple | list) and len(shadow) == len(result):
-            return generic.rebuild(shadow, [_like(s, r) for s, r in zip(shadow, result, strict=True)])
-    raise TypeError(f"it gives {type(result).__name__}, torch gives {type(shadow).__name__}")
 
 
 def _fits(lower: Callable[..., Any], args: Any, kwargs: Any) -> bool:
@@ -445,11 +336,3 @@ def _fits(lower: Callable[..., Any], args: Any, kwargs: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def _one_per_line(diagnostics: list[Diagnostic]) -> list[Diagnostic]:
-    seen: dict[Any, Diagnostic] = {}
-    for item in diagnostics:
-        where = (item.span.file, item.span.line) if item.span and item.span.line else item.message
-        seen.setdefault(where, item)
-    return list(seen.values())

@@ -45,13 +45,13 @@ def _calls(
             else mode.from_tensor(item)
             for item, dynamic in zip(inputs, batched, strict=True)
         ]
-        tensors = {
+        tensors: dict[str, Tensor] = {
             name: mode.from_tensor(tensor)
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         with _Recorder() as recorder:
             torch.func.functional_call(model, tensors, tuple(fake))
-    return recorder.calls
+    return list(recorder.calls)
 
 
 class _Recorder(TorchFunctionMode):
@@ -59,9 +59,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.calls: list[Any] = []
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.calls.append((resolve_name(func) or str(func), *_numbers((args, kwargs))))
         return func(*args, **kwargs)

@@ -12,20 +12,43 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from boundgraph.frontends._aliases import storage, tensors_in
+from boundgraph.frontends._nests import tensors_in
+from boundgraph.frontends._writes import storage
+
+
+class Generators:
+    """The states of the random generators that Python code draws from."""
+
+    def __init__(self) -> None:
+        self._python = random.getstate()
+        self._numpy: Any = np.random.get_state()
+        self._torch = torch.get_rng_state()
+
+    def moved(self) -> bool:
+        """Whether anything was drawn since."""
+        now: Any = np.random.get_state()
+        return (
+            self._python != random.getstate()
+            or not np.array_equal(self._numpy[1], now[1])
+            or self._numpy[2] != now[2]
+            or not torch.equal(self._torch, torch.get_rng_state())
+        )
+
+    def restore(self) -> None:
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
 
 
 @contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
+def preserved(model: nn.Module) -> Iterator[Generators]:
     """Restore every attribute of every submodule, and the random generators, on exit."""
     before = [(module, _copies(module)) for module in model.modules()]
-    python, numpy = random.getstate(), np.random.get_state()
+    generators = Generators()
     try:
         with torch.random.fork_rng():
-            yield
+            yield generators
     finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
+        generators.restore()
         for module, attributes in before:
             _restore(module, attributes)
 
@@ -43,8 +66,15 @@ def _restore(module: nn.Module, attributes: dict[str, tuple[Any, Any]]) -> None:
         del module.__dict__[name]
     for name, (value, copy) in attributes.items():
         module.__dict__[name] = value
-        if isinstance(value, dict | list | set) and value != copy:
+        if isinstance(value, dict | list | set) and _identities(value) != _identities(copy):
             _refill(value, copy)
+
+
+def _identities(value: Any) -> Any:
+    """The very objects in a container; comparing them would compare tensors."""
+    if isinstance(value, dict):
+        return [(id(key), id(item)) for key, item in value.items()]
+    return [id(item) for item in value] if isinstance(value, list) else set(map(id, value))
 
 
 def _refill(value: Any, copy: Any) -> None:
@@ -59,7 +89,7 @@ class TouchedError(RuntimeError):
     """The model computes with tensors that tracing does not see."""
 
 
-class Untouched(TorchDispatchMode):
+class Untouched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Refuses to compute with tensors that existed before tracing began, and randomly.
 
     During symbolic tracing what the tracer sees is never a real tensor. Real tensors that
@@ -68,7 +98,7 @@ class Untouched(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._made: dict[int, Tensor] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

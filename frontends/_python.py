@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from boundgraph.frontends import _nests as nests
 from boundgraph.ir.types import Dim
 from boundgraph.ops._infer import fit
 
@@ -80,20 +81,6 @@ class NotDynamic(Exception):  # noqa: N818 - answered by importing with static s
     """The model does not treat all batch sizes alike, as far as can be told."""
 
 
-def has(kind: type | tuple[type, ...], *values: Any) -> bool:
-    """Whether a nest of containers holds an object of some type."""
-    for value in values:
-        if isinstance(value, kind):
-            return True
-        if isinstance(value, slice):
-            value = (value.start, value.stop, value.step)
-        if isinstance(value, dict):
-            value = tuple(value.values())
-        if isinstance(value, list | tuple) and has(kind, *value):
-            return True
-    return False
-
-
 def on_sizes(target: Any, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """A call without tensors, on numbers and `Dim`s.
 
@@ -101,7 +88,7 @@ def on_sizes(target: Any, fn: Callable[..., Any], args: Any, kwargs: Any) -> Any
         NotDynamic: when the result is not linear in the symbol, or a comparison is not
             decided for every batch size.
     """
-    if not has(Dim, args, kwargs):
+    if not nests.has(Dim, args, kwargs):
         return fn(*args, **kwargs)
     if target in _COMPARISONS:
         return _COMPARISONS[target](_sign(*args))
@@ -123,7 +110,7 @@ def _sign(left: Any, right: Any) -> int:
     except TypeError as error:
         raise NotDynamic(f"cannot compare {left} and {right}") from error
     if not isinstance(difference, Dim):
-        return (difference > 0) - (difference < 0)
+        return int(difference > 0) - int(difference < 0)
     first = difference.coeff + difference.offset
     if difference.coeff > 0 and first > 0:
         return 1

@@ -32,8 +32,10 @@ def key_of(node: fx.Node) -> Hashable:
         return f"Tensor.{target}"
     if target is getattr:
         return f"Tensor.{node.args[1]}"
-    if isinstance(target, _METHOD_TYPES) and getattr(Tensor, target.__name__, None) is target:
-        return f"Tensor.{target.__name__}"
+    if isinstance(target, _METHOD_TYPES):
+        name = str(getattr(target, "__name__", ""))
+        if getattr(Tensor, name, None) is target:
+            return f"Tensor.{name}"
     return target  # type: ignore[no-any-return]
 
 
@@ -100,6 +102,8 @@ def dotted(key: Hashable, *, functional: bool) -> str:
     Raises:
         EncodingError: when no torch function of that name is this one.
     """
+    if not functional and base_name(key).endswith("_") and not base_name(key).endswith("__"):
+        raise EncodingError(f"`{base_name(key)}` changes its operand")
     for candidate in _counterparts(key) if functional else (key,):
         for name in _names(candidate):
             try:
@@ -122,15 +126,16 @@ def _names(key: Any) -> list[str]:
     return [f"{place}.{name}" for place in (*places, "operator")] + [f"{module}.{name}"]
 
 
-class RandomWatch(TorchDispatchMode):
-    """Notices calls that draw random numbers."""
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Notices calls that do more than compute."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.seen = False
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.random = False
+        self.statistics = False
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        self.seen |= torch.Tag.nondeterministic_seeded in func.tags
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.random |= torch.Tag.nondeterministic_seeded in func.tags
+        # These write into running statistics without saying so in their schema.
+        self.statistics |= "batch_norm" in str(func)
         return func(*args, **(kwargs or {}))

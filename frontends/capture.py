@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,15 +12,21 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.errors import BoundGraphError, CaptureError, ConfigError, Diagnostic
+from boundgraph.errors import (
+    BoundGraphError,
+    CaptureError,
+    ConfigError,
+    Diagnostic,
+    UnsupportedError,
+)
 from boundgraph.frontends import torch_export, torch_fx
-from boundgraph.frontends._generic import NotImported
+from boundgraph.frontends._generic import NotImported, without_data
 from boundgraph.frontends._importer import Importer
 from boundgraph.frontends._preserve import preserved
 from boundgraph.frontends._python import SYMBOL, NotDynamic
 from boundgraph.frontends._wrapper import CallOf, call_of, input_names
 from boundgraph.ir.program import Program, Value
-from boundgraph.ir.types import Dim, TensorType
+from boundgraph.ir.types import Dim, Shape, TensorType
 from boundgraph.ir.verifier import verify
 from boundgraph.ops._dtypes import from_torch
 from boundgraph.ops._infer import PROBES, RegistryTable
@@ -28,6 +35,11 @@ from boundgraph.source import user_span
 FRONTENDS = ("torch_fx", "torch_export")
 # With static shapes there is one run, and its batch size means nothing.
 _STATIC = (0,)
+_DRAWS = Diagnostic(
+    "the model draws random numbers in its forward, so no bound holds for its output",
+    help="call model.eval() first, or take the randomness out of forward",
+)
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
 
 
 @dataclass(frozen=True)
@@ -88,6 +100,7 @@ def capture(
     Raises:
         CaptureError: no frontend can capture the model; says why for each.
         UnsupportedError: the model writes into tensors in ways that cannot be followed.
+            Or it draws random numbers in Python, of which a program would keep one draw.
         ConfigError: an argument is not what it should be.
 
     Example:
@@ -105,8 +118,11 @@ def capture(
     reasons: list[Diagnostic] = []
     for name in FRONTENDS if frontend == "auto" else (frontend,):
         try:
-            with preserved(model):
-                return _capture_with(name, request, dynamic_batch)
+            with preserved(model) as generators:
+                found = _capture_with(name, request, dynamic_batch)
+                if generators.moved():
+                    raise UnsupportedError(_DRAWS)
+                return found
         except NotImported as failure:
             reasons.append(_named(name, failure.diagnostic))
         except BoundGraphError:
@@ -168,7 +184,7 @@ def _by_fx(request: _Request, probes: Sequence[int], prepared: dict[str, Any]) -
     """Symbolic tracing needs no sizes, so one trace serves both attempts."""
     if "graph" not in prepared:
         wrapper = request.wrapper()
-        prepared["wrapper"], prepared["graph"] = wrapper, torch_fx.trace(wrapper)
+        prepared["wrapper"], prepared["graph"] = wrapper, torch_fx.trace(wrapper, request.inputs)
     wrapper, graph = prepared["wrapper"], prepared["graph"]
     importer = Importer(request.model, probes, torch_fx.module_of)
     inputs = iter(_bind_inputs(request, importer))
@@ -201,21 +217,17 @@ def _bind_inputs(request: _Request, importer: Importer) -> list[tuple[Value, lis
     for name, tensor, batched in zip(request.names, request.inputs, request.batched, strict=True):
         rest = tuple(tensor.shape[1:])
         dynamic = batched and importer.dynamic
-        shape = (Dim(SYMBOL), *rest) if dynamic else tuple(tensor.shape)
+        shape: Shape = (Dim(SYMBOL), *rest) if dynamic else tuple(tensor.shape)
         value = importer.emitter.input(name, TensorType(from_torch(tensor.dtype), shape))
         with torch.inference_mode(False):
             shadows = [
                 torch.empty((probe, *rest), dtype=tensor.dtype, device="meta")
                 if dynamic
-                else _without_data(tensor)
+                else without_data(tensor)
                 for probe in importer.probes
             ]
         bound.append((value, shadows))
     return bound
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
 
 
 def _finished(
@@ -230,8 +242,9 @@ def _finished(
             raise NotImported(Diagnostic(text, help=help))
     program, constants = importer.emitter.finish(tuple(leaves))
     for param in program.params:
-        if not param.name.replace("_", "").replace(".", "").isascii():
-            raise NotImported(Diagnostic(f"the parameter name {param.name!r} is not plain ASCII"))
+        if not _PLAIN_NAME.fullmatch(param.name):
+            text = f"the name {param.name!r} has characters outside A-Z a-z 0-9 _ ."
+            raise NotImported(Diagnostic(text, help="give the submodule a plain name"))
     verify(program, RegistryTable())
     return Capture(program, request.model, constants, tree, name)
 
@@ -241,7 +254,7 @@ def _explain(error: Exception) -> Diagnostic:
     span = user_span("".join(traceback.format_tb(error.__traceback__)))
     text = str(error).strip()
     by_value = torch_export.is_data_dependent(error)
-    if by_value or "control flow" in text or "Proxy" in text and "iter" in text:
+    if by_value or "control flow" in text or ("Proxy" in text and "iter" in text):
         what = (
             "a branch, loop or number here depends on the value of a tensor, which is not known "
             "until the model runs"

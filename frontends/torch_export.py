@@ -13,11 +13,13 @@ from torch import Tensor, fx
 from torch.export import Dim as ExportDim
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.overrides import TorchFunctionMode
 
 from boundgraph.errors import Diagnostic, InternalError
 from boundgraph.frontends._generic import NotImported
 from boundgraph.frontends._importer import Importer
 from boundgraph.frontends._paths import same_path
+from boundgraph.frontends._preserve import TouchedError
 from boundgraph.frontends._python import SYMBOL, NotDynamic
 from boundgraph.frontends._wrapper import CallOf, strip
 from boundgraph.ir.program import Value
@@ -64,8 +66,17 @@ def export(
 
 
 def _export(wrapper: CallOf, inputs: tuple[Tensor, ...], shapes: Any) -> ExportedProgram:
-    with _quiet():
+    with _quiet(), _DataWrites():
         return torch.export.export(wrapper, inputs, dynamic_shapes=shapes, strict=False)
+
+
+class _DataWrites(TorchFunctionMode):
+    """Refuses `x.data = y`, which torch.export leaves out of its graph without a word."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == torch.Tensor.data.__set__:  # type: ignore[attr-defined]
+            raise TouchedError("the model assigns the attribute 'data' of a tensor")
+        return func(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -91,7 +102,7 @@ def binder(
     signature = exported.graph_signature
     specs = {spec.arg.name: spec for spec in signature.input_specs}
     given = iter(inputs)
-    tensors = dict(wrapper.named_parameters(remove_duplicate=False))
+    tensors: dict[str, Tensor] = dict(wrapper.named_parameters(remove_duplicate=False))
     tensors.update(wrapper.named_buffers(remove_duplicate=False))
 
     def bind(node: fx.Node) -> None:

@@ -186,6 +186,11 @@ def _(b: Lowering, input: Value) -> Value:
     return b.emit("detach", input) if b.depends(input) else input
 
 
+@lowers("Tensor.requires_grad_")
+def _(b: Lowering, input: Value, requires_grad: bool = True) -> Value:
+    return input
+
+
 def _filled(b: Lowering, shape: Any, value: Any, dtype: torch.dtype) -> Value:
     """A constant of one number: a scalar constant, expanded, so that a shape may be dynamic."""
     scalar = b.tensor(torch.tensor(value, dtype=dtype))

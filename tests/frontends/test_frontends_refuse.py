@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import random
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 
 from boundgraph.errors import CaptureError, ConfigError, UnsupportedError
 from boundgraph.frontends import capture
+from boundgraph.runtime.interpret import interpret
 
 FRONTENDS = ("auto", "torch_fx", "torch_export")
 
@@ -246,3 +249,79 @@ def test_arguments_are_checked() -> None:
         capture(model, ())
     with pytest.raises(ConfigError, match=r"nn\.Module"):
         capture(lambda x: x, (x,))  # type: ignore[arg-type]
+
+
+class PythonRandom(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * random.random()
+
+
+class NumpyRandom(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * float(np.random.rand())
+
+
+@pytest.mark.parametrize("kind", [PythonRandom, NumpyRandom])
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_randomness_in_python_is_refused(kind: type[nn.Module], frontend: str) -> None:
+    with pytest.raises(UnsupportedError, match="random"):
+        capture(kind(), (torch.zeros(2, 3),), frontend=frontend)
+
+
+def test_module_names_must_print() -> None:
+    model = nn.Sequential()
+    model.add_module("my layer", nn.Linear(3, 3))
+    with pytest.raises(CaptureError, match="my layer"):
+        capture(model, (torch.zeros(2, 3),))
+
+
+class ByText(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if str(x.dtype) == "torch.float32" else x
+
+
+class ByKind(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        if not isinstance(x, Tensor) or not torch.is_tensor(x):
+            return x
+        parts = x.chunk(2, dim=1)
+        x = parts[0] if isinstance(parts, tuple) else x
+        if isinstance(x.shape, torch.Size) and isinstance(x.shape[1], int) and x.ndim == 2:
+            x = x * 2
+        if isinstance(x, nn.Parameter):
+            x = x - 1
+        return x + 1
+
+
+class ByShapeText(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if str(tuple(x.shape[1:])) == "(4,)" else x
+
+
+class InPlaceOnAttribute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        y = x.data
+        y += 1
+        return x
+
+
+class AssignsAttribute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        y = x * 2
+        y.data = x * 3
+        return y
+
+
+@pytest.mark.parametrize("kind", [ByText, ByKind, ByShapeText, InPlaceOnAttribute])
+def test_python_is_told_the_truth(kind: type[nn.Module]) -> None:
+    model, x = kind(), torch.rand(2, 4)
+    captured = capture(model, (x,))
+    (found,) = interpret(captured.program, (x,), captured.constants.__getitem__)
+    torch.testing.assert_close(found, model(x))
+
+
+@pytest.mark.parametrize("frontend", FRONTENDS)
+def test_assigning_to_the_data_of_a_tensor_is_not_lost(frontend: str) -> None:
+    with pytest.raises(CaptureError, match="data"):
+        capture(AssignsAttribute(), (torch.rand(2, 4),), frontend=frontend)

@@ -1,0 +1,127 @@
+"""What stands for a tensor while a model is traced, and what it tells Python about itself.
+
+Tracing runs the model's Python code. Wherever that code asks for the kind of a value
+(`isinstance(out, tuple)`, `torch.is_tensor(x)`, `x.ndim`), a wrong answer would silently
+take the wrong branch. So each proxy carries the value that the call has on meta tensors
+of the example's shape, and answers from it what no batch size can change.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.proxy import Attribute
+
+from boundgraph.frontends._preserve import TouchedError
+
+UNKNOWN = object()
+_SLOTS = {"tracer", "node", "root", "attr", "_node", "_known"}
+
+
+class Traced(fx.Proxy):
+    """A value during tracing.
+
+    Unlike fx's own proxies, `x += y` and `x[i] = y` are recorded as the writes that they are.
+    """
+
+    # What torch asks an instance of Tensor to find out if it is a parameter or buffer.
+    _is_param = False
+    _is_buffer = False
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # type: ignore[override]
+        known = known_value(self)
+        return Tensor if known is UNKNOWN else type(known)
+
+    def __getattr__(self, name: str) -> Any:
+        known = known_value(self)
+        if isinstance(known, Tensor):
+            if name in ("dtype", "ndim", "layout"):
+                return getattr(known, name)
+            if name in ("dim", "ndimension", "is_floating_point", "is_complex"):
+                return getattr(known, name)
+        return TracedAttribute(self, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _SLOTS:
+            raise TouchedError(f"the model assigns the attribute {name!r} of a tensor")
+        object.__setattr__(self, name, value)
+
+    def __setitem__(self, index: Any, value: Any) -> None:
+        self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __str__(self) -> str:
+        raise TouchedError("the model turns a value that depends on its input into text")
+
+    def __format__(self, spec: str) -> str:
+        # Texts of assertions and warnings; comparing with them is beyond reason.
+        return repr(self)
+
+
+def _in_place(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    def record(self: Any, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return record
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and", "or", "xor"):
+    setattr(Traced, f"__i{_name}__", _in_place(getattr(operator, f"i{_name}")))
+
+
+class TracedAttribute(Traced, Attribute):
+    """`x.name`: a node if it is used as a value, no node if it is called."""
+
+    def __init__(self, root: fx.Proxy, attr: str) -> None:
+        Attribute.__init__(self, root, attr)
+
+
+class TracedParameter(Traced):
+    """A parameter or buffer, whose shape is known."""
+
+    def __init__(self, tracer: fx.Tracer, node: fx.Node, tensor: Tensor) -> None:
+        super().__init__(node, tracer)
+        object.__setattr__(self, "_known", tensor)
+
+    @property
+    def _is_param(self) -> bool:  # type: ignore[override]
+        return isinstance(self._known, nn.Parameter)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self._known.shape  # type: ignore[no-any-return]
+
+    def size(self, dim: int | None = None) -> Any:
+        return self._known.size() if dim is None else self._known.size(dim)
+
+    def numel(self) -> int:
+        return self._known.numel()  # type: ignore[no-any-return]
+
+    @property
+    def requires_grad(self) -> bool:
+        return self._known.requires_grad  # type: ignore[no-any-return]
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+
+def known_value(proxy: fx.Proxy) -> Any:
+    """The proxy's value on meta tensors, `UNKNOWN` where the call could not run on them."""
+    attributes = object.__getattribute__(proxy, "__dict__")
+    if "_known" not in attributes:
+        attributes["_known"] = _find_value(attributes)
+    return attributes["_known"]
+
+
+def _find_value(attributes: dict[str, Any]) -> Any:
+    if "attr" not in attributes:
+        return attributes["tracer"].value(attributes["node"])
+    root = known_value(attributes["root"])
+    try:
+        return UNKNOWN if root is UNKNOWN else getattr(root, attributes["attr"])
+    except (AttributeError, RuntimeError):
+        return UNKNOWN
