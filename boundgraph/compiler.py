@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from boundgraph.domains.regions import Box, LinfBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError, RegionError
+from boundgraph.fingerprint import fingerprint
 from boundgraph.frontends.capture import Capture, capture
 from boundgraph.ir.program import Program
 from boundgraph.ops._infer import RegistryTable
@@ -101,7 +103,8 @@ def compile(
         frontend: `"auto"` tries symbolic tracing, then `torch.export`.
         training: allow BatchNorm in training mode.
         dynamic_batch: require (True) or forbid (False) a dynamic batch size.
-        named_regions: regions of keyword inputs of `forward`.
+        named_regions: regions of keyword inputs of `forward`; the program takes them by
+            position, after the others and in the order of `forward`.
 
     Raises:
         CaptureError: no frontend can capture the model.
@@ -118,6 +121,7 @@ def compile(
     options = CompileOptions(
         method, spec, frontend, training, dynamic_batch, keep_symbolic, lower_only
     )
+    named_regions = _in_forward_order(model, named_regions)
     captured = _capture(model, regions, named_regions, options)
     return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
 
@@ -127,8 +131,9 @@ def bound(
 ) -> Callable[..., Bounds]:
     """Transform a model into a function from regions to bounds.
 
-    Programs are compiled when first needed, one for each combination of input shapes
-    (batch size aside), dtypes and training mode, and of which inputs are perturbed.
+    Programs are compiled when first needed, one for each combination of input shapes and
+    dtypes, of which inputs are perturbed, and of the model's structure, training modes and
+    plain attributes, so that a changed model is compiled anew.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 3))
@@ -142,12 +147,12 @@ def bound(
     def bounds_of(
         *regions: Region | Tensor, labels: Tensor | None = None, **named: Region | Tensor
     ) -> Bounds:
+        named = _in_forward_order(model, named)
         given = (*regions, *named.values())
-        modes = tuple(module.training for module in model.modules())
         key = (
-            tuple((type(r) is Tensor, tuple(r.shape), _example(r).dtype) for r in given),
+            tuple((isinstance(r, Tensor), tuple(r.shape), _example(r).dtype) for r in given),
             tuple(named),
-            modes,
+            fingerprint(model),
         )
         if key not in programs:
             programs[key] = compile(model, *regions, method=method, spec=spec, **options, **named)
@@ -232,6 +237,17 @@ def _example(region: Region | Tensor) -> Tensor:
         f"expected Box, LinfBall or a tensor, got {type(region).__name__}; "
         "e.g. boundgraph.LinfBall(x, eps=0.1)"
     )
+
+
+def _in_forward_order(
+    model: nn.Module, named: dict[str, Region | Tensor]
+) -> dict[str, Region | Tensor]:
+    """Keyword inputs in the order of `forward`, which is the order a program takes them in."""
+    if len(named) < 2 or not isinstance(model, nn.Module):
+        return named
+    order = list(inspect.signature(model.forward).parameters)
+    known = [name for name in order if name in named]
+    return {name: named[name] for name in (*known, *(n for n in named if n not in order))}
 
 
 def _capture(

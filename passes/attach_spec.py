@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from boundgraph.errors import SpecError
 from boundgraph.ir.program import Attrs, Node, Program, Value
-from boundgraph.ir.types import Stage, TensorType, numel
+from boundgraph.ir.types import Shape, Size, Stage, TensorType, numel
 from boundgraph.passes.manager import Effect, Pass
 
 LABELS = "labels"
@@ -80,13 +80,15 @@ class AttachLinear(Pass):
         if len(features) != 1:
             value = Value(_unused(program, "flat"), TensorType(dtype, (batch, width)))
             nodes.append(Node(value, "reshape", (output,), Attrs({"shape": (batch, width)})))
-        matrix = Value(MATRIX, TensorType(dtype, self.matrix), param=True)
+        per_sample = len(self.matrix) == 3
+        # A matrix for each sample has as many as the batch, whose size may be dynamic.
+        matrix = Value(MATRIX, TensorType(dtype, self._sized(self.matrix, 3, batch)), param=True)
         params = [*program.params, matrix]
         result = Value(_unused(program, "rows"), TensorType(dtype, (batch, self.matrix[-2])))
         operands: tuple[Value, ...] = (value, matrix)
-        per_sample = len(self.matrix) == 3
         if self.offset is not None:
-            offset = Value(OFFSET, TensorType(dtype, self.offset), param=True)
+            offset_type = TensorType(dtype, self._sized(self.offset, 2, batch))
+            offset = Value(OFFSET, offset_type, param=True)
             params.append(offset)
             if not per_sample and len(self.offset) == 1:
                 operands = (value, matrix, offset)
@@ -96,3 +98,6 @@ class AttachLinear(Pass):
             nodes.append(Node(shifted, "add", (result, offset)))
             result = shifted
         return program.with_nodes(nodes, params=tuple(params), outputs=(result,))
+
+    def _sized(self, shape: tuple[int, ...], rank: int, batch: Size) -> Shape:
+        return (batch, *shape[1:]) if len(shape) == rank else shape

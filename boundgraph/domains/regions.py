@@ -101,6 +101,9 @@ class LinfBall:
         _require_finite("LinfBall.center", center)
         eps = torch.as_tensor(self.eps, dtype=center.dtype, device=center.device)
         _require_finite("LinfBall.eps", eps)
+        if isinstance(self.eps, Tensor):
+            # An eps of another dtype would promote the ends away from the model's.
+            object.__setattr__(self, "eps", eps)
         if bool((eps < 0).any()):
             raise RegionError(f"LinfBall.eps must be >= 0, got a minimum of {float(eps.min())}")
         try:

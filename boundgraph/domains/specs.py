@@ -73,5 +73,13 @@ class LinearSpec:
         if not bool(torch.isfinite(offset).all()):
             raise NonFiniteError("LinearSpec.offset holds NaN or infinity")
 
+    def check_batch(self, batch: int) -> None:
+        """Raise SpecError where there is a matrix for each sample, but not as many as samples."""
+        if self.matrix.dim() == 3 and self.matrix.shape[0] != batch:
+            raise SpecError(
+                f"LinearSpec.matrix holds {self.matrix.shape[0]} matrices, one for each sample, "
+                f"but the batch has {batch}"
+            )
+
 
 Spec = Margin | LinearSpec

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Box, LinfBall, Region
-from boundgraph.domains.specs import Margin, Spec
+from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import NonFiniteError, RegionError, SpecError
 from boundgraph.ir.program import Program, Value
@@ -169,6 +169,8 @@ class BoundProgram(nn.Module):
             self.spec.check_labels(labels, batch)
         elif labels is not None:
             raise SpecError("labels= is only used with spec=Margin(classes)")
+        if isinstance(self.spec, LinearSpec):
+            self.spec.check_batch(batch)
         self._check_weights()
         if self.needs_clean:
             raise RegionError("this program was compiled for training; use run(..., clean=...)")

@@ -14,6 +14,7 @@ from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.errors import CheckpointError, InternalError, ParseError
 from boundgraph.ir.parser import parse_program
 from boundgraph.ir.program import Program
+from boundgraph.ir.types import Dim
 from boundgraph.ir.verifier import verify
 from boundgraph.ops._infer import RegistryTable
 from boundgraph.runtime.archive import read_archive, write_archive
@@ -107,7 +108,11 @@ def _check_tensors(path: str | os.PathLike[str], program: Program, loaded: Bound
     lookup = parameter_lookup(loaded.model, loaded.constants)
     for param in program.params:
         shape = tuple(lookup(param.name).shape)
-        if shape != tuple(param.type.shape):
+        fits = len(shape) == len(param.type.shape) and all(
+            isinstance(want, Dim) or have == want
+            for have, want in zip(shape, param.type.shape, strict=True)
+        )
+        if not fits:
             raise CheckpointError(
                 f"{path}: tensor {param.name} has shape {list(shape)}, its program reads {param.type}"
             )

@@ -112,7 +112,7 @@ def excess(inner: Tensor | Interval, outer: Interval, allowed: Tensor | float = 
 def interpret_with_allowance(
     program: Program, inputs: Sequence[Interval | Tensor], lookup: Callable[[str], Any]
 ) -> tuple[tuple[Interval | Tensor, ...], tuple[Any, ...]]:
-    """Run an interval program, and again with every interval widened by declared rounding.
+    """Run an interval program, and again with all intervals widened by declared rounding.
 
     Args:
         program: a bounded program of the `ibp` method.
@@ -125,7 +125,7 @@ def interpret_with_allowance(
     """
     plain: dict[str, Any] = {str(v): given for v, given in zip(program.inputs, inputs, strict=True)}
     plain.update((str(param), lookup(param.name)) for param in program.params)
-    wide = dict(plain)
+    wide = {name: _as_center_radius(value) for name, value in plain.items()}
     sizes = DimSizes(program, plain)
     for node in program.nodes:
         plain[str(node.result)] = run_node(node, plain, sizes)
@@ -138,6 +138,14 @@ def interpret_with_allowance(
         for v, out in zip(program.outputs, outputs, strict=True)
     )
     return outputs, moved
+
+
+def _as_center_radius(value: Any) -> Any:
+    """A region's ends as they may come back from a conversion to centre and radius."""
+    if not isinstance(value, Interval):
+        return value
+    moved = gamma(CONVERSIONS, value.lower.dtype) * largest(value)
+    return Interval(value.lower - moved, value.upper + moved)
 
 
 def _widened(node: Node, values: Mapping[str, Any], sizes: DimSizes) -> Any:

@@ -1,0 +1,47 @@
+"""Bounds of random networks hold at points of random boxes, for every method."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from random_models import random_box, random_model
+
+from boundgraph.testing import check_model
+
+# One chunk per test: parallel workers share the load, and a failure names its seed.
+CHUNKS, MODELS, POINTS = 12, 5, 6
+
+
+def check_seed(seed: int | str, points: int, boxes: int = 1) -> int:
+    """Draw a model and boxes; returns the number of program/box/point triples compared."""
+    model, shapes = random_model(seed)
+    compared = 0
+    for index in range(boxes):
+        rng = random.Random(f"box/{seed}/{index}")
+        batch = rng.randint(1, 3)
+        regions: list[object] = [random_box(shape, rng, batch) for shape in shapes]
+        if len(regions) == 2 and rng.random() < 0.3:
+            regions[1] = torch.randn(batch, *shapes[1], dtype=torch.float64)
+        try:
+            compared += check_model(model, *regions, points=points, seed=index)  # type: ignore[arg-type]
+        except Exception as error:
+            error.add_note(f"model seed {seed!r}, box {index}: {model}")
+            raise
+    return compared
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_random_programs(chunk: int) -> None:
+    compared = sum(check_seed(f"ci/{chunk}/{index}", POINTS) for index in range(MODELS))
+    assert compared == MODELS * POINTS
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("chunk", range(50))
+def test_ten_thousand_triples(chunk: int) -> None:
+    base = random.SystemRandom().getrandbits(32)
+    compared = sum(check_seed(f"{base}/{index}", points=12, boxes=3) for index in range(6))
+    print(f"{compared} triples, seed {base}")
+    assert compared == 6 * 3 * 12
