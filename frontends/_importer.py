@@ -117,6 +117,9 @@ class Importer:
     def _call(self, node: fx.Node, bind: Callable[[fx.Node], None]) -> None:
         key, fn = targets.key_of(node), targets.function_of(node)
         args, kwargs = self._values(node.args), self._values(dict(node.kwargs))
+        if node.target is getattr and isinstance(args[0], Value):
+            # The name is part of the key.
+            args = args[:1]
         by_key = node.target in (getattr, operator.getitem)
         if key in python.ASSERTIONS and nests.has(Value, args, kwargs):
             self.bind(node, None, [None] * len(self.probes))
@@ -248,6 +251,8 @@ class Importer:
     ) -> None:
         """Emit the ops of a call that gives tensors; `target` is the operand it writes into."""
         name, span = targets.display_name(key), self.emitter.span
+        if name == "squeeze" and self.dynamic and python.drops_batch(args, kwargs):
+            raise NotDynamic("`squeeze` drops the batch dimension of a batch of one")
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}
         result = self._result(node, key, args, kwargs, shadows, in_place=target is not None)
         self._check(name, result, shadows)

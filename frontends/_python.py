@@ -119,6 +119,16 @@ def _sign(left: Any, right: Any) -> int:
     raise NotDynamic(f"whether {left} and {right} are equal depends on the batch size")
 
 
+def drops_batch(args: Any, kwargs: Any) -> bool:
+    """Whether a `squeeze` may drop a dynamic dimension, when its size happens to be 1."""
+    shape = args[0].type.shape
+    dims = args[1] if len(args) > 1 else kwargs.get("dim")
+    if dims is None:
+        return nests.has(Dim, shape)
+    chosen = dims if isinstance(dims, list | tuple) else (dims,)
+    return any(isinstance(shape[dim], Dim) for dim in chosen)
+
+
 def metadata(key: Any, results: Sequence[Any], probes: Sequence[int]) -> Any:
     """What a call on tensors says about them, from its results at all probes.
 

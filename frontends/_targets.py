@@ -136,6 +136,12 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.random |= torch.Tag.nondeterministic_seeded in func.tags
-        # These write into running statistics without saying so in their schema.
-        self.statistics |= "batch_norm" in str(func)
+        self.statistics |= _updates_statistics(func, args)
         return func(*args, **(kwargs or {}))
+
+
+def _updates_statistics(func: Any, args: Any) -> bool:
+    """Whether an overload writes into running statistics, which its schema may not say."""
+    names = [argument.name for argument in func._schema.arguments]
+    given = dict(zip(names, args, strict=False))
+    return given.get("running_mean") is not None and bool(given.get("training", True))

@@ -64,11 +64,10 @@ register(
 def _convert(b: Lowering, x: Value, dtype: torch.dtype | None) -> Value:
     if dtype is None or from_torch(dtype) == x.type.dtype:
         return x
-    if b.depends(x) and not (x.type.is_float and dtype.is_floating_point):
-        return b.reject(  # type: ignore[no-any-return]
-            f"a conversion from {x.type.dtype} to {from_torch(dtype)} has no bound rule"
-        )
-    return b.emit("cast", x, dtype=from_torch(dtype))
+    name = from_torch(dtype)
+    if x.type.is_float and dtype.is_floating_point:
+        return b.emit("cast", x, dtype=name)
+    return b.emit("call", x, target="Tensor.to", args=("#0", f"#dtype:{name}"), kwargs=(), output=())
 
 
 @lowers("Tensor.to", aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)

@@ -92,7 +92,7 @@ class Pieces(nn.Module):
         a, b, c = torch.split(first * second, [1, 2, 1], dim=1)
         folded = x.view(batch, 2, width // 2)
         top, bottom = folded.unbind(1)
-        return a + c, b[:, 1:], top - bottom[..., None].squeeze(-1), folded.transpose(1, 2)[:, 0]
+        return a + c, b[:, 1:], top - bottom[..., None].squeeze(2), folded.transpose(1, 2)[:, 0]
 
 
 class Buffers(nn.Module):
@@ -275,3 +275,46 @@ def test_spans_point_at_the_users_lines() -> None:
         assert all(span is not None and span.file == __file__ for span in spans)
         first = spans[0]
         assert first is not None and "self.first(x)" in first.text and first.module == "first"
+
+
+class Mixed(nn.Module):
+    """Casts, detached weights, normalisation that keeps no statistics, results in tuples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(4, 4), nn.InstanceNorm1d(4, affine=True)
+
+    def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+        x = F.linear(x, self.linear.weight.detach(), self.linear.bias)
+        x = x.double().to(torch.float32) + index.float() + index.to(x.dtype)
+        x = self.norm(x.unsqueeze(2).expand(-1, -1, 3)).amax(2)
+        values, places = torch.max(x, dim=1)
+        return values, places, x.topk(2, dim=1).values, x[:, torch.tensor([1, 0])]
+
+
+@pytest.mark.parametrize("frontend", ["torch_export", "auto"])
+def test_functions_without_a_rule_run_as_they_are(frontend: str) -> None:
+    torch.manual_seed(0)
+    model = Mixed().eval()
+    index = torch.arange(4).expand(3, 4)
+    captured = capture(model, (torch.zeros(3, 4), index), frontend=frontend, dynamic_batch=True)
+    assert "unsupported" not in {node.op for node in captured.program.nodes}
+    with torch.no_grad():
+        for batch in (1, 3, 5):
+            inputs = torch.rand(batch, 4), torch.arange(4).expand(batch, 4)
+            torch.testing.assert_close(run(captured, inputs), model(*inputs))
+
+
+@pytest.mark.parametrize("frontend", ["torch_fx", "torch_export"])
+def test_detached_weights_stay_detached(frontend: str) -> None:
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.linear(x.detach() + x, self.linear.weight.detach(), self.linear.bias)
+
+    captured = capture(Detached(), (torch.zeros(3, 4),), frontend=frontend)
+    ops = [node.op for node in captured.program.nodes]
+    assert ops == ["detach", "add", "detach", "linear"]

@@ -137,3 +137,20 @@ def test_comparisons_must_hold_for_every_batch_size() -> None:
             on_sizes(operator.eq, operator.eq, (b, other), {})
     with pytest.raises(NotDynamic):
         on_sizes(min, min, (b, 3), {})
+
+
+class Squeezes(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x.sum(1, keepdim=True) * 2).squeeze()
+
+
+@pytest.mark.parametrize("frontend", ["torch_fx", "torch_export"])
+def test_squeeze_would_drop_a_batch_of_one(frontend: str) -> None:
+    model = Squeezes()
+    for batch in (1, 3):
+        x = torch.rand(batch, 4)
+        captured = capture(model, (x,), frontend=frontend)
+        assert captured.program.inputs[0].type.shape == (batch, 4)
+        torch.testing.assert_close(compute(model, captured, x), model(x))
+    last = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    assert str(capture(last, (torch.zeros(2, 4),)).program.outputs[0].type) == "f32[b]"
