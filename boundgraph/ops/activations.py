@@ -137,7 +137,7 @@ reciprocal = elementwise(
     torch.reciprocal,
     interval=_reciprocal_interval,
     rounding=Rounding(ulps=1),
-    sample=sample_elementwise(0.5, 4.0),
+    sample=sample_elementwise(-2.0, 4.0),
     summary="1 / x; infinite bounds where x can be 0",
 )
 
