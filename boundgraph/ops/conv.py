@@ -131,7 +131,8 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
     ) -> Tensor | None:
         if not bias:
             return None
-        return torch.matmul(coeff.sum(tuple(range(3, 3 + spatial))), bias[0])
+        rows = torch.matmul(coeff.sum(tuple(range(3, 3 + spatial))), bias[0])
+        return rows.sum(1) if 1 in dims else rows
 
     return affine(
         name,

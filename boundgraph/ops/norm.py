@@ -78,8 +78,9 @@ def _constant(
 ) -> Tensor:
     shift = -mean * _fold_scale(var, weight, eps=eps)
     shift = shift if bias is None else shift + bias
-    rows = coeff.sum(dims[1:]) if len(dims) > 1 else coeff
-    return torch.matmul(rows, shift)
+    spatial = tuple(dim for dim in dims if dim > 2)
+    rows = torch.matmul(coeff.sum(spatial) if spatial else coeff, shift)
+    return rows.sum(1) if 1 in dims else rows
 
 
 def _sample(rng: random.Random) -> OpCase:

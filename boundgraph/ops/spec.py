@@ -86,7 +86,7 @@ def _linear_margin_constant(
     pairwise: bool,
 ) -> Tensor:
     margins = bias[labels].unsqueeze(1) - bias
-    return (coeff * margins).sum(-1)
+    return (coeff * margins).sum(dims)
 
 
 def _sample_margin(rng: random.Random) -> OpCase:

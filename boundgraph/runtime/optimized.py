@@ -79,8 +79,8 @@ class OptimizedProgram(BoundProgram):
             if optimizer is None or last or not any(bool(mask.any()) for mask in wanted):
                 break
             with torch.enable_grad():
-                objective = sum(map(_objective, outputs, wanted))
-            _ascend(optimizer, slopes, objective)
+                loss = -sum(map(_objective, outputs, wanted))
+            _descend(optimizer, slopes, loss)
             for group in optimizer.param_groups:
                 group["lr"] *= self.search.decay
         assert best is not None
@@ -140,8 +140,8 @@ def _objective(ends: tuple[Tensor, Tensor], wanted: Tensor) -> Tensor:
     return total - torch.where(wanted & torch.isfinite(upper), upper, 0.0).sum()
 
 
-def _ascend(optimizer: torch.optim.Optimizer, slopes: list[Tensor], objective: Any) -> None:
-    grads = torch.autograd.grad(-objective, slopes, allow_unused=True)
+def _descend(optimizer: torch.optim.Optimizer, slopes: list[Tensor], loss: Any) -> None:
+    grads = torch.autograd.grad(loss, slopes, allow_unused=True)
     for slope, grad in zip(slopes, grads, strict=True):
         slope.grad = None if grad is None else torch.nan_to_num(grad, 0.0, 0.0, 0.0)
     optimizer.step()
