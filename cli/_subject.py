@@ -55,7 +55,7 @@ def new_network(spec: str | None, data: DataSet, seed: int) -> tuple[nn.Module, 
     model = make_network(name, data.image_shape, data.classes, seed)
     shape, classes = data.image_shape, data.classes
     source = (
-        "from boundgraph.training.networks import make_network\n"
+        "from boundgraph.training import make_network\n"
         f'model = make_network("{name}", {shape}, {classes})'
     )
     return model, {"network": name, "shape": shape, "classes": classes, "source": source}

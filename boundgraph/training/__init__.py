@@ -1,6 +1,7 @@
 """Certified training: losses, schedules, controllers, the compiled step and recipes."""
 
 from boundgraph.training.adversarial import AdversarialLoss
+from boundgraph.training.checkpoint import load_checkpoint, save_checkpoint
 from boundgraph.training.controllers import (
     CONTROLLERS,
     AccuracyFloorController,
@@ -10,8 +11,10 @@ from boundgraph.training.controllers import (
     RampController,
     make_controller,
 )
+from boundgraph.training.fit import FitResult, fit
 from boundgraph.training.initialization import WeightAverage, initialize_for_ibp
 from boundgraph.training.losses import LossParts, MixedLoss, TrainingLoss, gradient_norms
+from boundgraph.training.networks import NETWORKS, make_network
 from boundgraph.training.recipes import (
     PRESETS,
     RECIPES,
@@ -35,6 +38,7 @@ from boundgraph.training.step import Step, StepWarning, compile_step
 
 __all__ = [
     "CONTROLLERS",
+    "NETWORKS",
     "PRESETS",
     "RECIPES",
     "SCHEDULES",
@@ -45,6 +49,7 @@ __all__ = [
     "ConstantController",
     "Controller",
     "Cosine",
+    "FitResult",
     "Linear",
     "LossParts",
     "MixedLoss",
@@ -59,11 +64,15 @@ __all__ = [
     "TrainingLoss",
     "WeightAverage",
     "compile_step",
+    "fit",
     "get_recipe",
     "gradient_norms",
     "initialize_for_ibp",
+    "load_checkpoint",
     "make_controller",
+    "make_network",
     "preset_for",
     "recipe_from_dict",
+    "save_checkpoint",
     "schedule_from_dict",
 ]

@@ -138,7 +138,7 @@ class Trainer:
                     now = time.perf_counter()
                     self.seconds = before + now - began
                     if self.batch < len(self.batches) and self._mid_epoch_save(
-                        interrupted, now - saved
+                        bool(interrupted), now - saved
                     ):
                         saved = now
                         if interrupted:

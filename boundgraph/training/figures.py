@@ -147,6 +147,7 @@ def _axes(panel: Panel, ticks: Sequence[float], epochs: Sequence[int], place: An
 def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
     """About `count` round numbers that cover [low, high]."""
     span = (high - low) or abs(high) or 1.0
+    high = low + span
     raw = span / count
     scale = 10.0 ** math.floor(math.log10(raw))
     step = next(factor * scale for factor in (1, 2, 5, 10) if factor * scale >= raw * 0.999)

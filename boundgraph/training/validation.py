@@ -68,7 +68,8 @@ class Validation:
                 self.model, Box(example, example), method=self.method, spec=Margin(classes)
             )
         clean = certified = 0
-        for x, y in zip(self.x.split(CHUNK), self.y.split(CHUNK), strict=True):
+        for start in range(0, len(self.y), CHUNK):
+            x, y = self.x[start : start + CHUNK], self.y[start : start + CHUNK]
             right = self.model(x).argmax(1) == y
             margins = self._program.run((linf_interval(x, self.eps, self.clip),), y).lower
             # Row y is exactly 0; NaN compares false and so never certifies.
@@ -112,7 +113,9 @@ def count_flops(model: nn.Module, x: Tensor) -> int:
 
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        fakes = {name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()}
+        fakes: dict[str, Tensor] = {
+            name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()
+        }
         counter = FlopCounterMode(display=False)
         with counter:
             torch.func.functional_call(model, fakes, (mode.from_tensor(x[:2].detach()),))
