@@ -67,7 +67,9 @@ def _convert(b: Lowering, x: Value, dtype: torch.dtype | None) -> Value:
     name = from_torch(dtype)
     if x.type.is_float and dtype.is_floating_point:
         return b.emit("cast", x, dtype=name)
-    return b.emit("call", x, target="Tensor.to", args=("#0", f"#dtype:{name}"), kwargs=(), output=())
+    return b.emit(
+        "call", x, target="Tensor.to", args=("#0", f"#dtype:{name}"), kwargs=(), output=()
+    )
 
 
 @lowers("Tensor.to", aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)

@@ -17,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
+from torch.overrides import get_overridable_functions
 
 from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Value
@@ -59,9 +61,26 @@ def resolve(target: str) -> Callable[..., Any]:
     current: Any = _MODULES.get(root) or getattr(torch.ops, root, None)
     for name in path:
         current = getattr(current, name, None)
-    if not path or not callable(current):
-        raise EncodingError(f"{target!r} names no torch function")
+    if not path or not _computes(current):
+        raise EncodingError(f"{target!r} names no function of tensors")
     return current  # type: ignore[no-any-return]
+
+
+def _computes(function: Any) -> bool:
+    """Whether this is a function of tensors; a saved program must not reach anything else."""
+    name = getattr(function, "__name__", "")
+    if not callable(function) or "from_file" in name:
+        return False
+    if isinstance(function, OpOverload) or getattr(operator, name, None) is function:
+        return True
+    native = getattr(torch._C._VariableFunctions, name, None) == function
+    return native or id(function) in _overridable()
+
+
+@functools.cache
+def _overridable() -> frozenset[int]:
+    functions = get_overridable_functions()
+    return frozenset(id(function) for group in functions.values() for function in group)
 
 
 def _attribute(name: str, x: Any, *args: Any, **kwargs: Any) -> Any:
