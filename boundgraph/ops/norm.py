@@ -87,9 +87,8 @@ def _sample(rng: random.Random) -> OpCase:
     channels = rng.randint(1, 3)
     spatial = tuple(rng.randint(1, 3) for _ in range(rng.randint(0, 2)))
     count = rng.choice((2, 4))
-    # Operand values are drawn positive, because the second statistic is a variance.
     shapes = ((rng.randint(1, 3), channels, *spatial), *((channels,),) * count)
-    return OpCase(shapes, {"eps": 1e-5}, low=0.25, high=2.0)
+    return OpCase(shapes, {"eps": 1e-5}, low=-2.0, high=2.0, positive=(2,))
 
 
 affine(

@@ -104,6 +104,13 @@ def check_model(
     """
     boxes = [r if isinstance(r, Tensor) else r.interval() for r in regions]
     bounds, allowed = _bounds_by_method(model, regions, methods, options)
+    for method in methods:
+        ends = _ends(bounds[method])
+        for (lower, upper), allow in zip(ends, allowed[method], strict=True):
+            if bool((lower - upper > 2.0 * allow).any()):
+                raise SoundnessError(
+                    f"{method} bounds have a lower end above the upper; seed {seed}"
+                )
     generator = torch.Generator().manual_seed(seed)
     for index in range(points):
         inputs = _model_point(model, boxes, generator, index)

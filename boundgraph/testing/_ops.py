@@ -49,7 +49,8 @@ class DrawnCase:
         return self.case.attrs
 
     def __str__(self) -> str:
-        return f"{self.spec.name}{[tuple(s) for s in self.case.shapes]} {self.attrs} on {self.operands}"
+        shapes = [tuple(shape) for shape in self.case.shapes]
+        return f"{self.spec.name}{shapes} {self.attrs} on {self.operands}"
 
 
 def draw_case(
@@ -74,6 +75,8 @@ def draw_case(
             operands.append(torch.randint(case.attrs["classes"], (batch,), generator=generator))
         elif position in case.bounded:
             operands.append(_draw_box(shape, case, rng, generator, dtype, scale))
+        elif position in case.positive:
+            operands.append(_uniform(shape, 0.25, 2.0, generator, dtype))
         else:
             operands.append(_uniform(shape, case.low, case.high, generator, dtype))
     return DrawnCase(spec, case, tuple(operands))
@@ -156,6 +159,8 @@ def check_interval_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -
         return
     result = spec.interval(*drawn.operands, **drawn.attrs)
     allowed = allowance(spec, drawn.operands, drawn.attrs, result)
+    crossed = (result.lower - result.upper - 2.0 * allowed).clamp(min=0.0).nan_to_num(0.0)
+    _require(drawn, "interval", crossed)
     for _ in range(points):
         point = drawn.point(rng)
         _require(drawn, "interval", excess(_reference(spec, point, drawn.attrs), result, allowed))
