@@ -73,6 +73,7 @@ class OpCase:
         attrs: attributes.
         bounded: positions of the operands that carry a bound.
         low, high: range to draw operand values from.
+        positive: positions of operands to draw between 0.25 and 2 instead (variances).
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -80,6 +81,7 @@ class OpCase:
     bounded: tuple[int, ...] = (0,)
     low: float = -3.0
     high: float = 3.0
+    positive: tuple[int, ...] = ()
 
 
 Sampler = Callable[[random.Random], OpCase]
