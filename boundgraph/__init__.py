@@ -1,10 +1,10 @@
 """BoundGraph: a compiler for certified bounds on PyTorch networks.
 
-    >>> import torch, boundgraph as bg
-    >>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
-    >>> bounds = bg.bound(model, method="mix")(bg.LinfBall(torch.zeros(1, 2), eps=0.1))
-    >>> bounds.lower.shape
-    torch.Size([1, 3])
+>>> import torch, boundgraph as bg
+>>> model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.ReLU(), torch.nn.Linear(8, 3))
+>>> bounds = bg.bound(model, method="mix")(bg.LinfBall(torch.zeros(1, 2), eps=0.1))
+>>> bounds.lower.shape
+torch.Size([1, 3])
 """
 
 from __future__ import annotations

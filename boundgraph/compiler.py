@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -155,7 +155,8 @@ def bound(
             fingerprint(model),
         )
         if key not in programs:
-            programs[key] = compile(model, *regions, method=method, spec=spec, **options, **named)
+            chosen: dict[str, Any] = {**options, **named}
+            programs[key] = compile(model, *regions, method=method, spec=spec, **chosen)
         return programs[key](*given, labels=labels)
 
     return bounds_of
@@ -252,8 +253,8 @@ def _in_forward_order(
 
 def _capture(
     model: nn.Module,
-    regions: tuple[Region | Tensor, ...],
-    named: dict[str, Region | Tensor],
+    regions: Sequence[Region | Tensor],
+    named: Mapping[str, Region | Tensor],
     options: CompileOptions,
 ) -> Capture:
     if not isinstance(model, nn.Module):
@@ -273,8 +274,8 @@ def _capture(
 
 def _bounded_names(
     captured: Capture,
-    regions: tuple[Region | Tensor, ...],
-    named: dict[str, Region | Tensor],
+    regions: Sequence[Region | Tensor],
+    named: Mapping[str, Region | Tensor],
 ) -> tuple[str, ...]:
     given = (*regions, *named.values())
     inputs = captured.program.inputs

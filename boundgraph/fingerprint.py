@@ -47,11 +47,7 @@ def _tables(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    return tuple(
-        (name, _key(value))
-        for name, value in vars(module).items()
-        if name not in _TABLES
-    )
+    return tuple((name, _key(value)) for name, value in vars(module).items() if name not in _TABLES)
 
 
 def _key(value: Any) -> Any:

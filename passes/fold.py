@@ -87,7 +87,7 @@ class FoldAffine(Pass):
             TensorType(dtype, (rows, columns)),
             name="weight",
         )
-        operands = (inner.inputs[0], weight)
+        operands: tuple[Value, ...] = (inner.inputs[0], weight)
         if len(inner.inputs) == 3:
             parts = (outer_weight, inner.inputs[2], *node.inputs[2:])
             bias = ctx.add("compose_bias", parts, TensorType(dtype, (rows,)), name="bias")

@@ -276,8 +276,8 @@ class _Walk:
         ]
         if run.options.learn and spec.learnable:
             slope = f"{SLOPE}{self.name}_{node.result.name}".replace(".", "_")
-            operand = node.inputs[bounded[0]].type
-            context.append(run.builder.input(slope, plain(operand)))
+            shape_of = plain(node.inputs[bounded[0]].type)
+            context.append(run.builder.input(slope, shape_of))
         shared = self._is_shared(form, key) and not relaxed
         shared = shared and not any(_dynamic(value.type.shape) for value in context)
         attrs = dict(node.attrs) | {

@@ -9,6 +9,7 @@ the same code runs on tensors (reference) and on `torch.fx` proxies (emission).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,10 +26,11 @@ class Interval:
     __slots__ = ("_center", "_lower", "_radius", "_upper")
 
     def __init__(self, lower: Tensor, upper: Tensor) -> None:
-        self._lower: Tensor | None = lower
-        self._upper: Tensor | None = upper
-        self._center: Tensor | None = None
-        self._radius: Tensor | None = None
+        # Any: a part that is not there yet is None, and each property fills its own.
+        self._lower: Any = lower
+        self._upper: Any = upper
+        self._center: Any = None
+        self._radius: Any = None
 
     @classmethod
     def from_center_radius(cls, center: Tensor, radius: Tensor) -> Interval:

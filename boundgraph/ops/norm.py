@@ -197,8 +197,9 @@ def _scale_rows(kernel: Tensor, scale: Tensor) -> Tensor:
     return (kernel.flatten(1) * scale.unsqueeze(1)).view_as(kernel)
 
 
-for _name, _fn, _text in (
+_SCALES: tuple[tuple[str, Any, str], ...] = (
     ("batch_norm_scale", _fold_scale, "weight / sqrt(var + eps) per channel"),
     ("scale_rows", _scale_rows, "multiply each output channel of a kernel"),
-):
-    register(OpSpec(_name, Kind.CONSTANT, _fn, boundable=(), summary=_text))
+)
+for _name, _rule, _text in _SCALES:
+    register(OpSpec(_name, Kind.CONSTANT, _rule, boundable=(), summary=_text))

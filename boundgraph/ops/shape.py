@@ -156,7 +156,8 @@ def _expand_adjoint(coeff: Tensor, *, shapes: Any, target: Any, shape: Any) -> T
         dim + 1
         for dim, size in enumerate(shapes[0])
         # A dynamic size is no int, and a proxy when traced; it stands for a repetition.
-        if isinstance(size, int) and size == 1
+        if isinstance(size, int)
+        and size == 1
         and not (isinstance(target[dim], int) and target[dim] == 1)
     )
     return coeff.sum(repeated, keepdim=True) if repeated else coeff
@@ -374,7 +375,7 @@ def _resolve(b: Lowering, x: Value, shape: tuple[Any, ...]) -> Shape:
         if rest or known * missing != total:
             raise ValueError(f"cannot infer -1 in {shape} for {b.shape(x)}")
     else:
-        missing = total // known
+        missing = total // known  # type: ignore[operator]
     return tuple(missing if entry == -1 else entry for entry in shape)
 
 
@@ -413,7 +414,8 @@ def _(b: Lowering, input: Value, dim: int, sizes: Any) -> Value:
     shape, at = b.shape(input), b.dim(input, dim)
     sizes = tuple(sizes)
     known = numel(tuple(entry for entry in sizes if entry != -1))
-    filled = tuple(shape[at] // known if entry == -1 else entry for entry in sizes)
+    size: Any = shape[at]
+    filled = tuple(size // known if entry == -1 else entry for entry in sizes)
     return reshape_to(b, input, (*shape[:at], *filled, *shape[at + 1 :]))
 
 

@@ -71,7 +71,8 @@ def emit(program: Program, model: nn.Module, constants: ConstantTable) -> fx.Gra
     for value in program.inputs:
         if isinstance(value.type, IntervalType):
             ends = [graph.placeholder(f"{value.name}_{end}") for end in ("lower", "upper")]
-            values[str(value)] = Interval(*(fx.Proxy(end, tracer) for end in ends))
+            lower, upper = (_tensor(fx.Proxy(end, tracer)) for end in ends)
+            values[str(value)] = Interval(lower, upper)
         else:
             values[str(value)] = fx.Proxy(graph.placeholder(value.name), tracer)
     for param in program.params:
@@ -94,6 +95,11 @@ def emit(program: Program, model: nn.Module, constants: ConstantTable) -> fx.Gra
     module.model = model
     module.constants = constants
     return module
+
+
+def _tensor(proxy: Any) -> Tensor:
+    """A proxy as what it stands for."""
+    return proxy
 
 
 def _leaves(value: Any) -> Any:

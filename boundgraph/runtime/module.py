@@ -88,11 +88,13 @@ class BoundProgram(nn.Module):
     @property
     def model(self) -> nn.Module:
         """The user's model: the same object, not a copy."""
-        return self.graph_module.model
+        return self.graph_module.get_submodule("model")
 
     @property
     def constants(self) -> ConstantTable:
-        return self.graph_module.constants
+        table = self.graph_module.get_submodule("constants")
+        assert isinstance(table, ConstantTable)
+        return table
 
     @property
     def method(self) -> str:

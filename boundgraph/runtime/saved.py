@@ -114,7 +114,8 @@ def _check_tensors(path: str | os.PathLike[str], program: Program, loaded: Bound
         )
         if not fits:
             raise CheckpointError(
-                f"{path}: tensor {param.name} has shape {list(shape)}, its program reads {param.type}"
+                f"{path}: tensor {param.name} has shape {list(shape)}, "
+                f"its program reads {param.type}"
             )
 
 

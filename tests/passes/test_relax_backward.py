@@ -135,9 +135,7 @@ def test_a_planted_fault_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     honest = LinearForm.through
 
     def swapped(self: LinearForm, lines: Lines, dims: tuple[int, ...]) -> LinearForm:
-        wrong = Lines(
-            lines.upper_slope, lines.upper_offset, lines.lower_slope, lines.lower_offset
-        )
+        wrong = Lines(lines.upper_slope, lines.upper_offset, lines.lower_slope, lines.lower_offset)
         return honest(self, wrong, dims)
 
     monkeypatch.setattr(LinearForm, "through", swapped)
