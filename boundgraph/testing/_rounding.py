@@ -132,12 +132,19 @@ def interpret_with_allowance(
         wide[str(node.result)] = _widened(node, wide, sizes)
     outputs = tuple(plain[str(value)] for value in program.outputs)
     moved = tuple(
-        torch.maximum(out.lower - wide[str(v)].lower, wide[str(v)].upper - out.upper).clamp(min=0)
+        _distance(out, wide[str(v)])
         if isinstance(out, Interval)
         else torch.zeros_like(out)
         for v, out in zip(program.outputs, outputs, strict=True)
     )
     return outputs, moved
+
+
+def _distance(inner: Interval, outer: Interval) -> Tensor:
+    """How far the ends lie apart; equal infinite ends do not."""
+    below = torch.where(inner.lower == outer.lower, 0.0, inner.lower - outer.lower)
+    above = torch.where(inner.upper == outer.upper, 0.0, outer.upper - inner.upper)
+    return torch.maximum(below, above).clamp(min=0.0)
 
 
 def _as_center_radius(value: Any) -> Any:
