@@ -45,8 +45,10 @@ def leaky_relu_parallel(x: Interval, negative_slope: float) -> Parallel:
     width = torch.where(width > 0, width, 1.0)
     share = upper * 0.5 / width
     slope = share + negative_slope * (1.0 - share) if negative_slope else share
-    # (s − λ)·l' = (1 − s)·u'·(−l')/(u' − l'): no cancellation, and no slope that underflows.
-    half_gap = lower * -0.5 / width * upper * (0.5 - 0.5 * negative_slope)
+    # (s − λ)·l' = (1 − s)·u'·(−l')/(u' − l'), as the smaller of u' and −l' times the larger
+    # share of the width: nothing cancels, and no factor underflows beside a huge one.
+    gap = torch.minimum(upper, -lower) * torch.maximum(share, 1.0 - share)
+    half_gap = gap * (0.5 - 0.5 * negative_slope)
     return Parallel(slope, half_gap, half_gap)
 
 
