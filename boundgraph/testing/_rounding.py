@@ -132,9 +132,7 @@ def interpret_with_allowance(
         wide[str(node.result)] = _widened(node, wide, sizes)
     outputs = tuple(plain[str(value)] for value in program.outputs)
     moved = tuple(
-        _distance(out, wide[str(v)])
-        if isinstance(out, Interval)
-        else torch.zeros_like(out)
+        _distance(out, wide[str(v)]) if isinstance(out, Interval) else torch.zeros_like(out)
         for v, out in zip(program.outputs, outputs, strict=True)
     )
     return outputs, moved
