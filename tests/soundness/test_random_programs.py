@@ -8,13 +8,18 @@ import pytest
 import torch
 from random_models import random_box, random_model
 
+from boundgraph.compiler import METHODS
 from boundgraph.testing import check_model
 
+# The search for slopes repeats a crown program twenty times; a few seeds are enough for it.
+FAST = tuple(method for method in METHODS if method != "alpha-crown")
 # One chunk per test: parallel workers share the load, and a failure names its seed.
 CHUNKS, MODELS, POINTS = 12, 5, 6
 
 
-def check_seed(seed: int | str, points: int, boxes: int = 1) -> int:
+def check_seed(
+    seed: int | str, points: int, boxes: int = 1, methods: tuple[str, ...] = FAST
+) -> int:
     """Draw a model and boxes; returns the number of program/box/point triples compared."""
     model, shapes = random_model(seed)
     compared = 0
@@ -25,7 +30,8 @@ def check_seed(seed: int | str, points: int, boxes: int = 1) -> int:
         if len(regions) == 2 and rng.random() < 0.3:
             regions[1] = torch.randn(batch, *shapes[1], dtype=torch.float64)
         try:
-            compared += check_model(model, *regions, points=points, seed=index)  # type: ignore[arg-type]
+            options = {"methods": methods, "points": points, "seed": index}
+            compared += check_model(model, *regions, **options)  # type: ignore[arg-type]
         except Exception as error:
             error.add_note(f"model seed {seed!r}, box {index}: {model}")
             raise
@@ -36,6 +42,11 @@ def check_seed(seed: int | str, points: int, boxes: int = 1) -> int:
 def test_random_programs(chunk: int) -> None:
     compared = sum(check_seed(f"ci/{chunk}/{index}", POINTS) for index in range(MODELS))
     assert compared == MODELS * POINTS
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_optimised_slopes(seed: int) -> None:
+    check_seed(f"alpha/{seed}", POINTS, methods=("crown", "alpha-crown"))
 
 
 @pytest.mark.nightly
