@@ -15,6 +15,14 @@ import boundgraph as bg
 from boundgraph.domains import Interval
 from boundgraph.testing import excess, model_allowance, symbols_of
 
+
+@pytest.fixture(autouse=True)
+def _forget_compiled_programs() -> None:
+    """All programs share `BoundProgram.run`, and torch stops compiling one function anew after
+    eight kinds of arguments; each test is about its own program."""
+    torch._dynamo.reset()
+
+
 METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
 
 

@@ -308,7 +308,7 @@ def test_two_ddp_processes_equal_one_process_on_the_whole_batch():
     workers = [context.Process(target=_ddp_worker, args=(r, port, results)) for r in range(2)]
     for worker in workers:
         worker.start()
-    found = sorted(results.get(timeout=120) for _ in workers)
+    found = sorted(results.get(timeout=300) for _ in workers)
     for worker in workers:
         worker.join(60)
     model = mlp()
