@@ -245,7 +245,9 @@ class _Walk:
         if not all(isinstance(entry, int) for entry in sizes):
             run.problems.append(mixes_samples(run.nodes[key]))
         attrs = {"shape": shape, "batch_dim": run.batch[key]}
-        like = next(iter(run.interval.values()))
+        known = run.interval.values()
+        same = (interval for interval in known if interval.type.dtype == type_.dtype)
+        like = next(same, None) or next(iter(known))
         rows = math.prod(entry for entry in sizes if isinstance(entry, int))
         seed = run.builder.add(
             "backward.seed",

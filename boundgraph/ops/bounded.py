@@ -60,7 +60,9 @@ def _assemble(
     def elements(rows: Any) -> Any:
         if batch_dim is None:
             return rows.reshape(shape)
-        return rows.movedim(0, 1).unflatten(1, features or (1,)).movedim(0, batch_dim)
+        if not features:
+            return rows.select(0, 0)
+        return rows.movedim(0, 1).unflatten(1, features).movedim(0, batch_dim)
 
     lower = elements(total.narrow(0, 0, count))
     if not signed:

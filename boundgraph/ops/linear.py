@@ -73,7 +73,10 @@ def _(
     if beta != 1 or alpha != 1:
         return b.reject("addmm with alpha or beta other than 1 has no bound rule")
     transposed = b.emit("permute", mat2, dims=(1, 0))
-    return b.emit("linear", mat1, transposed, input)
+    if len(b.shape(input)) == 1 and not b.depends(input):
+        return b.emit("linear", mat1, transposed, input)
+    # A matrix, or something that may carry a bound, is no bias: rules take one row of it.
+    return b.emit("add", *b.broadcast(b.emit("linear", mat1, transposed), input))
 
 
 def _batched(x: Tensor, matrix: Tensor) -> Tensor:
