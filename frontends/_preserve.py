@@ -53,6 +53,25 @@ def preserved(model: nn.Module) -> Iterator[Generators]:
             _restore(module, attributes)
 
 
+def plain_attributes(model: nn.Module) -> dict[str, Any]:
+    """Numbers, flags and texts that the modules hold, by dotted name."""
+    return {
+        f"{name}.{key}".lstrip("."): value
+        for name, module in model.named_modules()
+        for key, value in module.__dict__.items()
+        if isinstance(value, bool | int | float | str)
+    }
+
+
+def changed_attributes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """Names in `before` whose value is another one in `after`."""
+    return [
+        name
+        for name, value in before.items()
+        if type(after.get(name)) is not type(value) or repr(after[name]) != repr(value)
+    ]
+
+
 def _copies(module: nn.Module) -> dict[str, tuple[Any, Any]]:
     """Each attribute and, of a container, a copy of what it holds."""
     return {

@@ -22,7 +22,7 @@ from boundgraph.errors import (
 from boundgraph.frontends import torch_export, torch_fx
 from boundgraph.frontends._generic import NotImported, without_data
 from boundgraph.frontends._importer import Importer
-from boundgraph.frontends._preserve import preserved
+from boundgraph.frontends._preserve import changed_attributes, plain_attributes, preserved
 from boundgraph.frontends._python import SYMBOL, NotDynamic
 from boundgraph.frontends._wrapper import CallOf, call_of, input_names
 from boundgraph.ir.program import Program, Value
@@ -119,9 +119,14 @@ def capture(
     for name in FRONTENDS if frontend == "auto" else (frontend,):
         try:
             with preserved(model) as generators:
+                before = plain_attributes(model)
                 found = _capture_with(name, request, dynamic_batch)
                 if generators.moved():
                     raise UnsupportedError(_DRAWS)
+                changed = changed_attributes(before, plain_attributes(model))
+                # A counter is harmless, unless the next call computes something else.
+                if changed and _differ(found, _capture_with(name, request, dynamic_batch)):
+                    raise UnsupportedError(_counts(changed))
                 return found
         except NotImported as failure:
             reasons.append(_named(name, failure.diagnostic))
@@ -130,6 +135,22 @@ def capture(
         except Exception as error:
             reasons.append(_named(name, _explain(error)))
     raise CaptureError(_distinct(reasons))
+
+
+def _differ(first: Capture, second: Capture) -> bool:
+    """Whether two captures of a model, one after the other, are of different programs."""
+    if first.program != second.program or first.constants.keys() != second.constants.keys():
+        return True
+    pairs = ((tensor, second.constants[name]) for name, tensor in first.constants.items())
+    return not all(torch.equal(a, b) for a, b in pairs)
+
+
+def _counts(changed: list[str]) -> Diagnostic:
+    return Diagnostic(
+        f"the model's forward changes {', '.join(changed)}, so what it computes may be another "
+        "thing at each call, and no bound holds for all of them",
+        help="take the change out of forward",
+    )
 
 
 def _checked(

@@ -161,6 +161,22 @@ def _with_batch(b: Lowering, x: Value, spatial: int, run: Callable[[Value], Valu
     return b.emit("reshape", out, shape=b.shape(out)[1:])
 
 
+def _explicit(
+    b: Lowering, x: Value, weight: Value, padding: str, dilation: tuple[int, ...]
+) -> tuple[Value, tuple[int, ...]]:
+    """`padding="same"` in numbers; an odd total takes one more at the end, by padding first."""
+    kernel = b.shape(weight)[2:]
+    if padding == "valid":
+        return x, (0,) * len(kernel)
+    totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+    if all(isinstance(total, int) and total % 2 == 0 for total in totals):
+        return x, tuple(total // 2 for total in totals)
+    ends = ((total // 2, total - total // 2) for total in reversed(totals))
+    pads = tuple(entry for pair in ends for entry in pair)
+    padded = b.emit("pad", x, pads=pads, mode="constant", value=0.0)
+    return padded, (0,) * len(kernel)
+
+
 def _lower_forward(spatial: int) -> Callable[..., Value]:
     def lower(
         b: Lowering,
@@ -172,10 +188,13 @@ def _lower_forward(spatial: int) -> Callable[..., Value]:
         dilation: Any = 1,
         groups: int = 1,
     ) -> Value:
+        steps = _spread(dilation, spatial)
+        if isinstance(padding, str):
+            input, padding = _explicit(b, input, weight, padding, steps)
         attrs = {
             "stride": _spread(stride, spatial),
-            "padding": padding if isinstance(padding, str) else _spread(padding, spatial),
-            "dilation": _spread(dilation, spatial),
+            "padding": _spread(padding, spatial),
+            "dilation": steps,
             "groups": groups,
         }
         operands = (weight,) if bias is None else (weight, bias)

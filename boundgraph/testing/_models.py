@@ -200,6 +200,8 @@ def _model_point(
         for output in outputs:
             picks = torch.randint(-1, 2, output.shape, generator=generator)
             total = total + (output * picks).sum()
+        if not total.requires_grad:
+            return inputs
         grads = torch.autograd.grad(total, leaves, allow_unused=True)
     for i, grad in zip(moving, grads, strict=True):
         box = boxes[i]
