@@ -165,11 +165,11 @@ def _explicit(
     b: Lowering, x: Value, weight: Value, padding: str, dilation: tuple[int, ...]
 ) -> tuple[Value, tuple[int, ...]]:
     """`padding="same"` in numbers; an odd total takes one more at the end, by padding first."""
-    kernel = b.shape(weight)[2:]
+    kernel = [size for size in b.shape(weight)[2:] if isinstance(size, int)]
     if padding == "valid":
         return x, (0,) * len(kernel)
     totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
-    if all(isinstance(total, int) and total % 2 == 0 for total in totals):
+    if all(total % 2 == 0 for total in totals):
         return x, tuple(total // 2 for total in totals)
     ends = ((total // 2, total - total // 2) for total in reversed(totals))
     pads = tuple(entry for pair in ends for entry in pair)
