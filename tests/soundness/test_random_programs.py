@@ -8,6 +8,7 @@ import pytest
 import torch
 from random_models import random_box, random_model
 
+import boundgraph as bg
 from boundgraph.compiler import METHODS
 from boundgraph.testing import check_model
 
@@ -18,17 +19,23 @@ CHUNKS, MODELS, POINTS = 12, 5, 6
 
 
 def check_seed(
-    seed: int | str, points: int, boxes: int = 1, methods: tuple[str, ...] = FAST
+    seed: int | str,
+    points: int,
+    boxes: int = 1,
+    methods: tuple[str, ...] = FAST,
+    dtype: torch.dtype = torch.float64,
 ) -> int:
     """Draw a model and boxes; returns the number of program/box/point triples compared."""
     model, shapes = random_model(seed)
+    model = model.to(dtype)
     compared = 0
     for index in range(boxes):
         rng = random.Random(f"box/{seed}/{index}")
         batch = rng.randint(1, 3)
-        regions: list[object] = [random_box(shape, rng, batch) for shape in shapes]
+        boxes_drawn = [random_box(shape, rng, batch) for shape in shapes]
+        regions: list[object] = [bg.Box(b.lower.to(dtype), b.upper.to(dtype)) for b in boxes_drawn]
         if len(regions) == 2 and rng.random() < 0.3:
-            regions[1] = torch.randn(batch, *shapes[1], dtype=torch.float64)
+            regions[1] = torch.randn(batch, *shapes[1], dtype=dtype)
         try:
             options = {"methods": methods, "points": points, "seed": index}
             compared += check_model(model, *regions, **options)  # type: ignore[arg-type]
@@ -40,7 +47,9 @@ def check_seed(
 
 @pytest.mark.parametrize("chunk", range(CHUNKS))
 def test_random_programs(chunk: int) -> None:
-    compared = sum(check_seed(f"ci/{chunk}/{index}", POINTS) for index in range(MODELS))
+    dtype = torch.float32 if chunk % 3 == 0 else torch.float64
+    seeds = (f"ci/{chunk}/{index}" for index in range(MODELS))
+    compared = sum(check_seed(seed, POINTS, dtype=dtype) for seed in seeds)
     assert compared == MODELS * POINTS
 
 
@@ -53,6 +62,8 @@ def test_optimised_slopes(seed: int) -> None:
 @pytest.mark.parametrize("chunk", range(50))
 def test_ten_thousand_triples(chunk: int) -> None:
     base = random.SystemRandom().getrandbits(32)
-    compared = sum(check_seed(f"{base}/{index}", points=12, boxes=3) for index in range(6))
+    dtype = torch.float32 if chunk % 3 == 0 else torch.float64
+    seeds = (f"{base}/{index}" for index in range(6))
+    compared = sum(check_seed(seed, points=12, boxes=3, dtype=dtype) for seed in seeds)
     print(f"{compared} triples, seed {base}")
     assert compared == 6 * 3 * 12
