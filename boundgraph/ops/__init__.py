@@ -8,6 +8,7 @@ from boundgraph.ops import conv as conv
 from boundgraph.ops import indexing as indexing
 from boundgraph.ops import joining as joining
 from boundgraph.ops import linear as linear
+from boundgraph.ops import matmul as matmul
 from boundgraph.ops import norm as norm
 from boundgraph.ops import padding as padding
 from boundgraph.ops import pooling as pooling

@@ -12,6 +12,7 @@ from torch import Tensor
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Lowering, OpCase, Rounding, lowers
+from boundgraph.ops.matmul import matmul, scaled_sum
 
 
 def _linear_part(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
@@ -63,20 +64,22 @@ linear = affine(
 
 @lowers(F.linear, torch.ops.aten.linear.default)
 def _(b: Lowering, input: Value, weight: Value, bias: Value | None = None) -> Value:
+    if b.depends(weight):
+        flat = len(b.shape(weight)) == 1
+        product = matmul(b, input, weight if flat else b.emit("permute", weight, dims=(1, 0)))
+        return product if bias is None else b.emit("add", *b.broadcast(product, bias))
     return b.emit("linear", input, weight, *(() if bias is None else (bias,)))
 
 
-@lowers(torch.ops.aten.addmm.default, torch.addmm)
+@lowers(torch.ops.aten.addmm.default, torch.addmm, "Tensor.addmm")
 def _(
     b: Lowering, input: Value, mat1: Value, mat2: Value, *, beta: float = 1, alpha: float = 1
 ) -> Value:
-    if beta != 1 or alpha != 1:
-        return b.reject("addmm with alpha or beta other than 1 has no bound rule")
-    transposed = b.emit("permute", mat2, dims=(1, 0))
-    if len(b.shape(input)) == 1 and not b.depends(input):
-        return b.emit("linear", mat1, transposed, input)
+    plain = beta == 1 and alpha == 1 and not b.depends(mat2) and not b.depends(input)
+    if plain and len(b.shape(input)) == 1:
+        return b.emit("linear", mat1, b.emit("permute", mat2, dims=(1, 0)), input)
     # A matrix, or something that may carry a bound, is no bias: rules take one row of it.
-    return b.emit("add", *b.broadcast(b.emit("linear", mat1, transposed), input))
+    return scaled_sum(b, input, matmul(b, mat1, mat2), beta, alpha)
 
 
 def _batched(x: Tensor, matrix: Tensor) -> Tensor:
