@@ -142,7 +142,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     except Exception as error:
         # torch.load raises a dozen kinds for files that are not its own.
         raise CheckpointError(
-            f"weights {path} are neither a checkpoint nor a state_dict saved by torch: {error}"
+            f"weights {path} are corrupt, or neither a checkpoint nor a state_dict saved by "
+            f"torch: {error}"
         ) from error
     try:
         model.load_state_dict(state)
