@@ -10,7 +10,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ops._spec import (
-    EXACT,
+    UNDECLARED,
     BatchRule,
     Kind,
     OpSpec,
@@ -31,7 +31,7 @@ def affine(
     *,
     linear: Rule | None = None,
     magnitude: Rule | None = None,
-    rounding: Rounding = EXACT,
+    rounding: Rounding = UNDECLARED,
     sample: Sampler,
     batch: BatchRule = batch_first,
     leading: bool = False,
@@ -88,6 +88,8 @@ def affine(
             boundable=(0,),
             batch=batch,
             rounding=rounding,
+            centred=True,
+            linear=linear is None,
             backward=transpose_rule(adjoint, constant) if adjoint else None,
             sample=sample,
             summary=summary,

@@ -53,15 +53,22 @@ class Rounding:
         terms: number of accumulated products per output element as a function of the
             op's operands and attributes; None where nothing is accumulated.
         offset: size of what an affine op adds, where terms of it may cancel; the op's
-            value at zero where None.
+            value at zero where None. It broadcasts to the result; None means that the op
+            adds nothing.
+        scales: the op forms its own factors, which may underflow; operand and result have
+            the same shape.
+        declared: False where nobody said anything; such an op has no rounding-sound rule.
     """
 
     ulps: float = 0.0
     terms: Callable[..., int] | None = None
     offset: Rule | None = None
+    scales: bool = False
+    declared: bool = True
 
 
 EXACT = Rounding()
+UNDECLARED = Rounding(declared=False)
 
 
 @dataclass(frozen=True)
@@ -106,6 +113,10 @@ class OpSpec:
         batch: `(batch_dims, shapes, out_shape, **attrs) -> int | None`: where the
             dimension that separates samples ends up, None where samples get mixed.
         rounding: declared floating-point error of `concrete`.
+        centred: the interval rule is `concrete` on the centre and `magnitude` on the radius.
+        linear: the op adds no offset.
+        sound: `interval` with its rounding accounted for, for ops whose declared rounding
+            does not say enough: operands and result are `Outward`, and it takes `precision`.
         backward: `(form, *operands, operand, carry, shapes, target, dims, **attrs)`: a
             `LinearForm` on the result as one on operand `operand`. Bounded operands are
             left out, or given as their enclosing intervals where `relaxed`. `carry` tells
@@ -127,7 +138,10 @@ class OpSpec:
     magnitude: Rule | None = None
     boundable: tuple[int, ...] | None = None
     batch: BatchRule | None = None
-    rounding: Rounding = EXACT
+    rounding: Rounding = UNDECLARED
+    centred: bool = False
+    linear: bool = False
+    sound: Rule | None = None
     backward: Rule | None = None
     lines: Rule | None = None
     learnable: bool = False

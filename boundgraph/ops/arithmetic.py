@@ -15,6 +15,7 @@ from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine, transpose_rule
 from boundgraph.ops._spec import (
+    EXACT,
     Kind,
     Lowering,
     OpCase,
@@ -225,7 +226,7 @@ affine(
     constant=lambda coeff, *, dims, other: coeff.sum(dims) * other,
     leading=True,
     batch=keep_batch,
-    rounding=Rounding(ulps=1, terms=lambda *_, **__: 2),
+    rounding=Rounding(ulps=1, terms=lambda *_, **__: 2, offset=lambda x, *, other: abs(other)),
     sample=_scalar_sample,
     summary="a + number",
 )
@@ -258,6 +259,7 @@ affine(
     adjoint=lambda coeff, **_: -coeff,
     leading=True,
     batch=keep_batch,
+    rounding=EXACT,
     sample=lambda rng: OpCase(_scalar_sample(rng).shapes),
     summary="−a",
 )

@@ -126,6 +126,9 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
     def magnitude(x: Tensor, weight: Tensor, *_: Tensor, **attrs: Any) -> Tensor:
         return fn(x, weight.abs(), **attrs)
 
+    def offset(x: Tensor, weight: Tensor, *bias: Tensor, **_: Any) -> Tensor | None:
+        return bias[0].abs().reshape((-1, *(1,) * spatial)) if bias else None
+
     def constant(
         coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...], **_: Any
     ) -> Tensor | None:
@@ -141,7 +144,7 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         constant=constant,
         linear=linear_part,
         magnitude=magnitude,
-        rounding=Rounding(terms=_terms(transposed)),
+        rounding=Rounding(terms=_terms(transposed), offset=offset),
         sample=_sampler(spatial, transposed),
         summary=f"{spatial}-d {'transposed ' if transposed else ''}convolution, zero padding",
     )

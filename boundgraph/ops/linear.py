@@ -23,6 +23,10 @@ def _magnitude(x: Tensor, weight: Tensor, *_: Tensor) -> Tensor:
     return F.linear(x, weight.abs())
 
 
+def _offset(x: Tensor, weight: Tensor, *bias: Tensor) -> Tensor | None:
+    return bias[0].abs() if bias else None
+
+
 def _sample(rng: random.Random) -> OpCase:
     rows, columns = rng.randint(1, 5), rng.randint(1, 6)
     lead = tuple(rng.randint(1, 3) for _ in range(rng.randint(1, 2)))
@@ -56,7 +60,7 @@ linear = affine(
     magnitude=_magnitude,
     leading=True,
     batch=_batch,
-    rounding=Rounding(terms=lambda x, weight, *_, **__: weight.shape[1] + 1),
+    rounding=Rounding(terms=lambda x, weight, *_, **__: weight.shape[1] + 1, offset=_offset),
     sample=_sample,
     summary="x·Wᵀ + b on the last dimension",
 )

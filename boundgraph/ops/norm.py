@@ -98,7 +98,7 @@ affine(
     constant=_constant,
     linear=_linear_part,
     magnitude=_magnitude,
-    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8, offset=_offset),
+    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8, offset=_offset, scales=True),
     sample=_sample,
     summary="batch normalisation with given statistics",
 )

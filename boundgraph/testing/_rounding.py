@@ -89,7 +89,8 @@ def _offset(spec: OpSpec, operands: Sequence[Interval | Tensor], attrs: Mapping[
     first, *rest = operands
     zero = torch.zeros_like(first.any_part if isinstance(first, Interval) else first)
     if spec.rounding.offset is not None:
-        return spec.rounding.offset(zero, *rest, **attrs)
+        found = spec.rounding.offset(zero, *rest, **attrs)
+        return 0.0 if found is None else found
     return spec.concrete(zero, *rest, **attrs).abs()
 
 
