@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from boundgraph.domains.regions import Box, LinfBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
-from boundgraph.errors import ConfigError, RegionError
+from boundgraph.errors import ConfigError, RegionError, SpecError
 from boundgraph.fingerprint import fingerprint
 from boundgraph.frontends.capture import Capture, capture
 from boundgraph.ir.program import Program
@@ -42,6 +42,8 @@ from boundgraph.runtime.optimized import OptimizedProgram
 METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
 TRAINING_METHODS = METHODS[:-1]
+SOUND_METHODS = ("ibp",)
+TARGETS = ("real",)
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class CompileOptions:
         dynamic_batch: dimension 0 of the inputs may vary; None finds out.
         keep_symbolic: outputs stay symbolic (internal; for the interval attack).
         lower_only: backward methods bound the outputs below only (half the rows).
+        rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
+        target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
     """
 
     method: str = "ibp"
@@ -65,12 +69,36 @@ class CompileOptions:
     dynamic_batch: bool | None = None
     keep_symbolic: bool = False
     lower_only: bool = False
+    rounding: str = "nearest"
+    target: str = "real"
+
+    @property
+    def sound(self) -> bool:
+        return self.rounding == "sound"
 
     def __post_init__(self) -> None:
+        self._check_rounding()
         if self.method not in METHODS:
             raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
             raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
+
+    def _check_rounding(self) -> None:
+        if self.rounding not in ("nearest", "sound"):
+            raise ConfigError(f"rounding must be 'nearest' or 'sound', got {self.rounding!r}")
+        if self.target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target != "real" and not self.sound:
+            raise ConfigError(f"target={self.target!r} needs rounding='sound'")
+        if self.sound and self.training:
+            raise ConfigError(
+                "rounding='sound' certifies; statistics of a training batch have no sound rule"
+            )
+        if self.sound and self.method not in SOUND_METHODS:
+            raise ConfigError(
+                f"method {self.method!r} has no rounding-sound form; choose one of "
+                f"{', '.join(SOUND_METHODS)}"
+            )
 
 
 def compile(
@@ -83,6 +111,8 @@ def compile(
     dynamic_batch: bool | None = None,
     keep_symbolic: bool = False,
     lower_only: bool = False,
+    rounding: str = "nearest",
+    target: str = "real",
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -103,6 +133,10 @@ def compile(
         frontend: `"auto"` tries symbolic tracing, then `torch.export`.
         training: allow BatchNorm in training mode.
         dynamic_batch: require (True) or forbid (False) a dynamic batch size.
+        rounding: `"nearest"` (bounds hold up to rounding of their own computation) or
+            `"sound"` (they hold for the exact real network; see `docs/soundness.md`).
+        target: with `"sound"`, `"executed"` also contains what the network computes in its
+            dtype, in any order of summation.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -119,7 +153,15 @@ def compile(
         torch.Size([4, 3])
     """
     options = CompileOptions(
-        method, spec, frontend, training, dynamic_batch, keep_symbolic, lower_only
+        method,
+        spec,
+        frontend,
+        training,
+        dynamic_batch,
+        keep_symbolic,
+        lower_only,
+        rounding,
+        target,
     )
     named_regions = _in_forward_order(model, named_regions)
     captured = _capture(model, regions, named_regions, options)
@@ -141,7 +183,8 @@ def bound(
         >>> bool((bounds.lower <= model(torch.zeros(1, 2))).all())
         True
     """
-    CompileOptions(method, spec)
+    rounding, target = options.get("rounding", "nearest"), options.get("target", "real")
+    CompileOptions(method, spec, rounding=rounding, target=target)
     programs: dict[Any, BoundProgram] = {}
 
     def bounds_of(
@@ -179,9 +222,11 @@ def pipeline(
                 tuple(options.spec.matrix.shape), None if offset is None else tuple(offset.shape)
             )
         )
-    steps += [FoldBatchNorm(), FoldAffine(), FoldSpec(), DeadCode()]
+    # Merged weights are rounded, so a sound program keeps the layers apart.
+    merges: list[Pass] = [] if options.sound else [FoldBatchNorm(), FoldAffine()]
+    steps += [*merges, FoldSpec(), DeadCode()]
     if options.method == "ibp":
-        steps.append(RelaxIBP(bounded))
+        steps.append(RelaxIBP(bounded, sound=options.sound))
     elif "crown" in options.method:
         steps.append(
             RelaxBackward(
@@ -208,9 +253,9 @@ def compile_capture(
     if isinstance(options.spec, LinearSpec):
         output = source.outputs[0]
         dtype = {"f64": torch.float64, "f32": torch.float32}.get(output.type.dtype)
-        constants[MATRIX] = options.spec.matrix.to(dtype)
+        constants[MATRIX] = _in_dtype(options.spec.matrix, dtype, options)
         if options.spec.offset is not None:
-            constants[OFFSET] = options.spec.offset.to(dtype)
+            constants[OFFSET] = _in_dtype(options.spec.offset, dtype, options)
     slopes = tuple(v.name for v in program.inputs if v.name.startswith(SLOPE))
     given = len(program.inputs) - len(slopes) - isinstance(options.spec, Margin)
     info = ProgramInfo(
@@ -222,9 +267,21 @@ def compile_capture(
         output_tree=None if options.spec is not None else captured.output_tree,
         records=tuple(records),
         frontend=captured.frontend,
+        rounding=options.rounding,
+        target=options.target,
     )
     made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
     return made(program, captured.root, constants, info)
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype | None, options: CompileOptions) -> Tensor:
+    converted = tensor.to(dtype)
+    if options.sound and not bool((converted.to(tensor.dtype) == tensor).all()):
+        raise SpecError(
+            f"the LinearSpec ({tensor.dtype}) has entries that {dtype} cannot hold; under "
+            "rounding='sound' give it in the dtype of the model"
+        )
+    return converted
 
 
 def _example(region: Region | Tensor) -> Tensor:

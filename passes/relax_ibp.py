@@ -10,6 +10,7 @@ from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Program, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType, Stage
 from boundgraph.ops.bounded import INTERVAL
+from boundgraph.passes._rounded import carry_rounding, sound_interval
 from boundgraph.passes._unsupported import diagnose
 from boundgraph.passes.manager import Effect, Pass
 
@@ -20,6 +21,11 @@ class RelaxIBP(Pass):
 
     Values that do not depend on the region stay plain tensors.
 
+    Args:
+        bounded: names of the inputs that carry a region.
+        sound: intervals account for rounding (`interval.sound.*`); then a plain value that
+            rounds becomes an interval, too.
+
     Source: Gowal et al., arXiv 1810.12715.
 
     Raises:
@@ -27,6 +33,7 @@ class RelaxIBP(Pass):
     """
 
     bounded: tuple[str, ...]
+    sound: bool = False
 
     name: ClassVar[str] = "relax-ibp"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -45,18 +52,26 @@ class RelaxIBP(Pass):
             values[str(value)] = builder.input(value.name, type_)
         for node in program.nodes:
             operands = [values[str(value)] for value in node.inputs]
+            spec = ops.get(node.op)
+            found: Diagnostic | None = None
+            if self.sound and not any(isinstance(v.type, IntervalType) for v in operands):
+                operands, found = carry_rounding(builder, node, spec, operands)
             positions = [
                 i for i, operand in enumerate(operands) if isinstance(operand.type, IntervalType)
             ]
-            op, type_ = node.op, node.result.type
+            op, type_, attrs = node.op, node.result.type, node.attrs
             if positions:
-                spec = ops.get(node.op)
                 rejected = [i for i in positions if spec is None or not spec.accepts(i)]
                 if spec is None or spec.interval is None or rejected:
                     problems.append(diagnose(node, spec, rejected or positions))
-                op, type_ = INTERVAL + node.op, IntervalType(type_.dtype, type_.shape)
+                elif self.sound:
+                    op, attrs, found = sound_interval(node, spec, operands)
+                op = op if op != node.op else INTERVAL + node.op
+                type_ = IntervalType(type_.dtype, type_.shape)
+            if found is not None:
+                problems.append(found)
             values[str(node.result)] = builder.add(
-                op, operands, type_, node.attrs, name=node.result.name, span=node.span
+                op, operands, type_, attrs, name=node.result.name, span=node.span
             )
         if problems:
             raise UnsupportedError(list(dict.fromkeys(problems)))

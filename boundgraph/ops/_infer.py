@@ -31,6 +31,7 @@ from boundgraph.ir.types import (
 )
 from boundgraph.ops import _spec, bounded
 from boundgraph.ops._dtypes import from_torch, to_torch
+from boundgraph.ops._sound import PRECISION, SOUND, TERMS
 from boundgraph.ops.bounded import BACKWARD, INTERVAL, SYMBOLIC
 
 # Two sizes give the line; the third, far off, finds what is not one (`b*b`, `min(b, 100)`).
@@ -107,10 +108,13 @@ def infer_node(node: Node) -> TensorType | None:
     if node.op.startswith(BACKWARD):
         return _infer_backward(node)
     prefix = next((p for p in (INTERVAL, SYMBOLIC) if node.op.startswith(p)), "")
-    spec = _spec.get(node.op.removeprefix(prefix))
+    operands, attrs, name = node.inputs, node.attrs, node.op.removeprefix(prefix)
+    if prefix == INTERVAL and name.startswith(SOUND):
+        name = name.removeprefix(SOUND)
+        attrs = Attrs((k, v) for k, v in attrs.items() if k not in (TERMS, PRECISION))
+    spec = _spec.get(name)
     if spec is None:
         return None
-    operands, attrs = node.inputs, node.attrs
     if prefix == INTERVAL and any(isinstance(v.type, SymbolicType) for v in operands):
         raise TypeError("an interval op reads a symbolic value that was not concretised")
     if prefix == SYMBOLIC and spec.relaxed and "block" in attrs:
@@ -216,8 +220,8 @@ class RegistryTable:
         return _arity(spec.concrete) if spec is not None else None
 
     def source(self, op: str) -> bool:
-        """No bounded op makes a bound out of plain operands: regions enter as inputs."""
-        return False
+        """Regions enter as inputs; a plain value becomes a bound only to carry its rounding."""
+        return op == "interval.point"
 
 
 def _arity(concrete: Callable[..., Any]) -> tuple[int, int | None] | None:

@@ -95,7 +95,7 @@ def _run(spec: OpSpec, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Int
 
 def _own(spec: OpSpec, operands: Sequence[Any], terms: int, p: Precision, attrs: Any) -> Interval:
     assert spec.sound is not None
-    return spec.sound(*operands, precision=p, **attrs)  # type: ignore[no-any-return]
+    return spec.sound(*operands, terms=terms, precision=p, **attrs)  # type: ignore[no-any-return]
 
 
 def _exact(spec: OpSpec, operands: Sequence[Any], terms: int, p: Precision, attrs: Any) -> Interval:
@@ -160,7 +160,7 @@ def _declared(
     size = found.magnitude()
     if spec.rounding.terms is not None:
         assert spec.magnitude is not None
-        sizes = [v.magnitude() if isinstance(v, Interval) else v.abs() for v in operands]
+        sizes = [v.magnitude() if isinstance(v, Outward) else v.abs() for v in operands]
         size = size + spec.magnitude(*sizes, **attrs)
         if spec.boundable == (0,) and spec.kind is Kind.AFFINE:
             offset = _offset(spec, sizes[0], sizes[1:], attrs)

@@ -116,7 +116,8 @@ class OpSpec:
         centred: the interval rule is `concrete` on the centre and `magnitude` on the radius.
         linear: the op adds no offset.
         sound: `interval` with its rounding accounted for, for ops whose declared rounding
-            does not say enough: operands and result are `Outward`, and it takes `precision`.
+            does not say enough: operands and result are `Outward`, and it takes
+            `terms` (declared terms and ulps) and `precision`.
         backward: `(form, *operands, operand, carry, shapes, target, dims, **attrs)`: a
             `LinearForm` on the result as one on operand `operand`. Bounded operands are
             left out, or given as their enclosing intervals where `relaxed`. `carry` tells

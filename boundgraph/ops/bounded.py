@@ -14,7 +14,7 @@ from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
-from boundgraph.ops import _spec
+from boundgraph.ops import _sound, _spec
 from boundgraph.ops._spec import Rule
 
 INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
@@ -72,6 +72,8 @@ def _assemble(
 
 BOUND_ONLY: dict[str, Rule] = {
     "interval.meet": meet,
+    # A plain value that carries rounding from here on.
+    "interval.point": Interval.point,
     "symbolic.concretize": lambda x: x.concretize(),
     "symbolic.fresh": _symbolic_input,
     "backward.seed": _seed,
@@ -89,6 +91,13 @@ def rule(op: str) -> Rule:
     """
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
+    if op.startswith(INTERVAL + _sound.SOUND):
+        name = op.removeprefix(INTERVAL + _sound.SOUND)
+        spec = _spec.get(name)
+        sound = None if spec is None else _sound.interval_rule(spec)
+        if sound is None:
+            raise InternalError(f"no rule for op {op!r}")
+        return sound
     name, attribute = op, "concrete"
     prefixes = ((INTERVAL, "interval"), (SYMBOLIC, "symbolic"), (BACKWARD, "backward"))
     for prefix, field in prefixes:

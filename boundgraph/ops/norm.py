@@ -39,12 +39,10 @@ def _offset(
     x: Tensor, mean: Tensor, var: Tensor, weight: Any = None, bias: Any = None, *, eps: float
 ) -> Tensor:
     """|mean·scale| + |bias|: the two are rounded apart and may cancel."""
-    shift = _magnitude(
-        mean.abs().expand_as(x.movedim(1, -1)).movedim(-1, 1), mean, var, weight, eps=eps
-    )
-    if bias is None:
-        return shift
-    return shift + bias.abs().view(-1, *(1,) * (x.dim() - 2))
+    spread = mean.abs().expand_as(x.movedim(1, -1)).movedim(-1, 1)
+    scale = None if weight is None else weight.abs()
+    shift = None if bias is None else bias.abs()
+    return F.batch_norm(spread, torch.zeros_like(mean), var, scale, shift, False, 0.0, eps)
 
 
 def _per_channel(value: Tensor, like: Any) -> Tensor:

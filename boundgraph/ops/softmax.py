@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.rounding import Outward, Precision, above, below
 from boundgraph.ir.program import Value
 from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lowers, register
 
@@ -47,6 +48,50 @@ def _softmax_interval(x: Interval, *, dim: int) -> Interval:
     )
 
 
+def _sound_log_odds(
+    own: Tensor, others: Tensor, dim: int, terms: int, p: Precision, direction: int
+) -> Tensor:
+    """`_log_odds` rounded down (direction −1) or up.
+
+    A share e^(o − top) is off by u·|o − top| in the exponent, which is below 104 (float32) or
+    746 (float64) where the share counts at all, and by 8 ulps of exp. So the sum of the
+    others, at least half the total of its own shift, has a relative error of at most
+    2·(n + 762)·u, and its logarithm that much absolutely, plus 8 ulps of at most log n <= n.
+    The two subtractions err by u·|own − top| <= u·(|odds| + log n) and u·|odds|.
+
+    Args:
+        terms: declared terms and ulps of the op, at least n + 16.
+    """
+    odds = _log_odds(own, others, dim)
+    error = odds.abs() * (8.0 * p.unit) + (16.0 * terms + 4096.0) * p.unit
+    return below(odds, error, p) if direction < 0 else above(odds, error, p)
+
+
+def _softmax_sound(x: Outward, *, dim: int, terms: int, precision: Precision) -> Outward:
+    lower = torch.sigmoid(_sound_log_odds(x.lower, x.upper, dim, terms, precision, -1))
+    upper = torch.sigmoid(_sound_log_odds(x.upper, x.lower, dim, terms, precision, 1))
+    share = 16.0 * precision.unit
+    return Outward(
+        below(lower, lower * share, precision).clamp(min=0.0),
+        above(upper, upper * share, precision).clamp(max=1.0),
+        precision,
+    )
+
+
+def _log_softmax_sound(x: Outward, *, dim: int, terms: int, precision: Precision) -> Outward:
+    """−log(1 + e^t), with t the negated odds, of which it is 1-Lipschitz; 16 ulps for the rest."""
+    low = _sound_log_odds(x.lower, x.upper, dim, terms, precision, -1)
+    high = _sound_log_odds(x.upper, x.lower, dim, terms, precision, 1)
+    lower = -torch.logaddexp(-low, torch.zeros_like(low))
+    upper = -torch.logaddexp(-high, torch.zeros_like(high))
+    share = 32.0 * precision.unit
+    return Outward(
+        below(lower, lower.abs() * share, precision),
+        above(upper, upper.abs() * share, precision).clamp(max=0.0),
+        precision,
+    )
+
+
 def _sample(rng: random.Random) -> OpCase:
     shape = tuple(rng.randint(1, 5) for _ in range(rng.randint(1, 3)))
     return OpCase((shape,), {"dim": rng.randrange(len(shape))}, low=-6.0, high=6.0)
@@ -65,7 +110,8 @@ register(
         boundable=(0,),
         batch=_batch,
         # e^s carries |s| ulps, and it is 0 below s = −745.
-        rounding=Rounding(ulps=1024),
+        rounding=Rounding(ulps=1024, terms=lambda x, *, dim: x.shape[dim] + 8),
+        sound=_softmax_sound,
         sample=_sample,
         summary="exact interval of each coordinate",
     )
@@ -96,6 +142,7 @@ register(
         boundable=(0,),
         batch=_batch,
         magnitude=_log_magnitude,
+        sound=_log_softmax_sound,
         rounding=Rounding(ulps=8, terms=lambda x, *, dim: x.shape[dim] + 8),
         sample=_sample,
         summary="exact interval of each coordinate",

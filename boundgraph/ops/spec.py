@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.rounding import Outward, Precision, grown
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ops._kinds import transpose_rule
 from boundgraph.ops._spec import (
@@ -139,6 +140,31 @@ def _linear_margin_interval(
     return Interval.from_center_radius(center, radius)
 
 
+def _linear_margin_sound(
+    x: Outward,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    pairwise: bool,
+    terms: int,
+    precision: Precision,
+) -> Outward:
+    """Two logits err by γ(n + 2)·(|W||c| + |b|) each; the radius loses the same share of itself.
+
+    Declared are the terms of both logits, 2n + 5.
+    """
+    share = 2.0 * precision.gamma((terms + 1) // 2 + 2)
+    found = _linear_margin_interval(x, weight, bias, labels, classes=classes, pairwise=pairwise)
+    size = F.linear(x.center.abs(), weight.abs(), bias.abs())
+    both = size.gather(1, labels.unsqueeze(1)) + size
+    error = (both + found.radius) * share + 32.0 * terms * precision.tiny
+    total = Outward.ball(found.center, grown(found.radius + error, precision), precision)
+    own = _own_class(labels, classes)
+    return Outward(total.lower.masked_fill(own, 0.0), total.upper.masked_fill(own, 0.0), precision)
+
+
 def _linear_margin_symbolic(
     x: Symbolic, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
 ) -> Symbolic:
@@ -165,6 +191,7 @@ register(
         Kind.AFFINE,
         _linear_margin,
         interval=_linear_margin_interval,
+        sound=_linear_margin_sound,
         symbolic=_linear_margin_symbolic,
         backward=transpose_rule(_linear_margin_adjoint, _linear_margin_constant),
         magnitude=_linear_margin_magnitude,

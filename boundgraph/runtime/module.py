@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from boundgraph.domains.enclosure import enclosure
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Box, LinfBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
@@ -20,7 +22,7 @@ from boundgraph.ir.program import Program, Value
 from boundgraph.ir.types import Dim, IntervalType, SymbolicType
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
-from boundgraph.runtime.precision import certified_precision
+from boundgraph.runtime.precision import certified_precision, check_dtype, sound_precision
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class ProgramInfo:
         output_tree: the model's output structure, None under a specification.
         records: what each pass did.
         frontend: which frontend captured the model.
+        rounding: `"nearest"` or `"sound"`.
+        target: what a sound bound contains, `"real"` or `"executed"`.
     """
 
     method: str
@@ -66,6 +70,12 @@ class ProgramInfo:
     output_tree: Any = None
     records: tuple[Any, ...] = field(default=(), compare=False)
     frontend: str = ""
+    rounding: str = "nearest"
+    target: str = "real"
+
+    @property
+    def sound(self) -> bool:
+        return self.rounding == "sound"
 
 
 class BoundProgram(nn.Module):
@@ -176,8 +186,21 @@ class BoundProgram(nn.Module):
         self._check_weights()
         if self.needs_clean:
             raise RegionError("this program was compiled for training; use run(..., clean=...)")
-        with certified_precision(self.model):
+        with self._arithmetic(inputs):
             return self._as_bounds(self.run(inputs, labels))
+
+    def _arithmetic(self, inputs: Sequence[Interval | Tensor]) -> AbstractContextManager[None]:
+        """The floating-point settings that the bounds rely on."""
+        if not self.info.sound:
+            return certified_precision(self.model)
+        lookup = parameter_lookup(self.model, self.constants)
+        given = [x.lower if isinstance(x, Interval) else x for x in inputs]
+        upper = [x.upper for x in inputs if isinstance(x, Interval)]
+        tensors = {param.name: lookup(param.name) for param in self.ir.params}
+        expected = (*self.ir.params, *self.ir.inputs[: len(given)])
+        for value, tensor in zip(expected, (*tensors.values(), *given), strict=True):
+            check_dtype(value, tensor)
+        return sound_precision(self.model, (*tensors.values(), *given, *upper))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the program and the tensors that it reads; `boundgraph.load` reads it back.
@@ -261,12 +284,17 @@ class BoundProgram(nn.Module):
         sizes: dict[str, int] = {}
         checked: list[Interval | Tensor] = []
         for value, region in zip(expected, regions, strict=True):
-            checked.append(_check_region(value, region, sizes))
+            checked.append(
+                _check_region(value, region, sizes, enclosure if self.info.sound else None)
+            )
         return checked
 
 
 def _check_region(
-    value: Value, region: Region | Tensor, sizes: dict[str, int]
+    value: Value,
+    region: Region | Tensor,
+    sizes: dict[str, int],
+    corners: Callable[[Any], Interval] | None = None,
 ) -> Interval | Tensor:
     bounded = isinstance(value.type, IntervalType)
     if bounded != isinstance(region, Box | LinfBall):
@@ -288,7 +316,7 @@ def _check_region(
             + (f" (with {sizes})" if sizes else "")
         )
     if not isinstance(region, Tensor):
-        return region.interval()
+        return corners(region) if corners is not None else region.interval()
     if region.is_floating_point() and not bool(torch.isfinite(region).all()):
         raise NonFiniteError(f"input {value.name!r} holds NaN or infinity")
     return region

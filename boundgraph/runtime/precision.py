@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from boundgraph.errors import ConfigError
+from boundgraph.ir.program import Value
+from boundgraph.ops._dtypes import to_torch
 
 _REDUCED = ("tf32", "bf16")
 # torch fills these modules at run time, where a type checker cannot look.
@@ -45,6 +47,53 @@ def certified_precision(model: nn.Module) -> Iterator[None]:
     finally:
         if "cuda" in devices:
             convolution.fp32_precision = before
+
+
+@contextmanager
+def sound_precision(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Full precision, and products that are sums of products.
+
+    The error analysis covers any order of summation but not algorithms that transform the
+    operands first. Convolutions by Winograd or Fourier transforms are switched off meanwhile:
+    NNPACK on a CPU, cuDNN on a GPU. Results flushed to zero are covered; operands flushed to
+    zero are not, so subnormal numbers flushed to zero by a processor flag are refused.
+
+    Raises:
+        ConfigError: naming what is reduced or flushed and the line that changes it.
+    """
+    devices = {tensor.device.type for tensor in tensors} | {"cpu"}
+    _refuse_flushed()
+    with certified_precision(model), ExitStack() as stack:
+        stack.enter_context(_BACKENDS.nnpack.flags(enabled=False))
+        if "cuda" in devices:
+            stack.enter_context(_BACKENDS.cudnn.flags(enabled=False, allow_tf32=False))
+        yield
+    # A library loaded meanwhile (compiled code, say) may have set the flag.
+    _refuse_flushed()
+
+
+def _refuse_flushed() -> None:
+    """Look at what the processor does, in this thread and in those of torch's pool."""
+    subnormal = torch.full((1 << 16,), 2.0**-140)
+    doubled = (subnormal + subnormal) * 2.0**100
+    if not bool((doubled == 2.0**-39).all()):
+        raise ConfigError(
+            "subnormal numbers are flushed to zero, which loses operands that a rounding-sound "
+            "bound must count; call torch.set_flush_denormal(False)"
+        )
+
+
+def check_dtype(value: Value, tensor: Tensor) -> None:
+    """Raise unless a tensor has the dtype that a sound program was compiled for.
+
+    Raises:
+        ConfigError: naming the value and both dtypes.
+    """
+    if tensor.dtype != to_torch(value.type.dtype):
+        raise ConfigError(
+            f"{value} was compiled as {value.type.dtype} and is {tensor.dtype} now; the rounding "
+            "that this program accounts for is that of the former. Compile again"
+        )
 
 
 def _refuse_half(model: nn.Module) -> None:
