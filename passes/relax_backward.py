@@ -210,7 +210,8 @@ class _Run:
         """Whether the op's rule reads intervals of its bounded operands."""
         if spec.kind is Kind.BILINEAR:
             return len(self.bounded(node)) > 1
-        return spec.backward is None or spec.lines is not None or spec.kind is Kind.SELECTION
+        reads = spec.kind in (Kind.SELECTION, Kind.COMPOSITE)
+        return spec.backward is None or spec.lines is not None or reads
 
     def interval_or_plain(self, value: Value) -> Value:
         return self.interval.get(str(value)) or self.plain[str(value)]

@@ -129,18 +129,18 @@ def structural(
     batch: BatchRule,
     summary: str = "",
 ) -> OpSpec:
-    """An op that only moves elements of operand 0.
+    """An op that only moves elements of operand 0, to where constant operands may say.
 
     Args:
         lifted: the same move on a tensor with one more leading dimension.
-        adjoint: `(coeff, shapes, target, **attrs)`: coefficients moved back.
+        adjoint: `(coeff, *rest, shapes, target, **attrs)`: coefficients moved back.
     """
 
-    def interval(x: Interval, **attrs: Any) -> Interval:
-        return x.map(lambda part: concrete(part, **attrs))
+    def interval(x: Interval, *rest: Tensor, **attrs: Any) -> Interval:
+        return x.map(lambda part: concrete(part, *rest, **attrs))
 
-    def symbolic(x: Symbolic, **attrs: Any) -> Symbolic:
-        return x.map(lambda c: concrete(c, **attrs), lambda g: lifted(g, **attrs))
+    def symbolic(x: Symbolic, *rest: Tensor, **attrs: Any) -> Symbolic:
+        return x.map(lambda c: concrete(c, *rest, **attrs), lambda g: lifted(g, *rest, **attrs))
 
     return register(
         OpSpec(

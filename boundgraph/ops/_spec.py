@@ -81,6 +81,7 @@ class OpCase:
         bounded: positions of the operands that carry a bound.
         low, high: range to draw operand values from.
         positive: positions of operands to draw between 0.25 and 2 instead (variances).
+        indices: positions of operands that are indices, each with its number of values.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -89,6 +90,7 @@ class OpCase:
     low: float = -3.0
     high: float = 3.0
     positive: tuple[int, ...] = ()
+    indices: tuple[tuple[int, int], ...] = ()
 
 
 Sampler = Callable[[random.Random], OpCase]

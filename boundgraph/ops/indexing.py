@@ -17,6 +17,7 @@ from boundgraph.ops._spec import (
     OpCase,
     lowers,
 )
+from boundgraph.ops.gather import index_tensors
 from boundgraph.ops.views import reshape_to
 
 aten = torch.ops.aten
@@ -116,25 +117,39 @@ def _(b: Lowering, input: Value, dim: int, index: int) -> Value:
 
 
 def index_value(b: Lowering, x: Value, index: Any) -> Value:
-    """`x[index]` for ints, slices, None and Ellipsis."""
+    """`x[index]` for ints, slices, None, Ellipsis and tensors of fixed indices."""
     items = list(index) if isinstance(index, tuple) else [index]
+    items = [b.tensor(torch.tensor(item)) if _is_list(item) else item for item in items]
     consumed = sum(item is not None and item is not Ellipsis for item in items)
-    if Ellipsis in items:
-        at = items.index(Ellipsis)
+    if any(item is Ellipsis for item in items):
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
         items[at : at + 1] = [slice(None)] * (len(b.shape(x)) - consumed)
-    dim = 0
+    tensors: list[Any] = []
     for item in items:
+        dim = len(tensors)
         if item is None:
-            x, dim = reshape_to(b, x, (*b.shape(x)[:dim], 1, *b.shape(x)[dim:])), dim + 1
+            x = reshape_to(b, x, (*b.shape(x)[:dim], 1, *b.shape(x)[dim:]))
+            tensors.append(None)
         elif isinstance(item, slice):
-            x, dim = take_slice(b, x, dim, item.start, item.stop, item.step), dim + 1
+            x = take_slice(b, x, dim, item.start, item.stop, item.step)
+            tensors.append(None)
         elif isinstance(item, int) and not isinstance(item, bool):
+            if any(isinstance(other, Value) for other in items):
+                # Beside an index tensor a number is one too, and broadcasts with it.
+                tensors.append(b.tensor(torch.tensor(item)))
+                continue
             size = b.shape(x)[dim]
             where = item % size if isinstance(size, int) else item
             x = b.emit("select", x, dim=dim, index=where)
+        elif isinstance(item, Value):
+            tensors.append(item)
         else:
             return b.reject(f"indexing with {type(item).__name__} has no bound rule")
-    return x
+    return index_tensors(b, x, tensors) if any(t is not None for t in tensors) else x
+
+
+def _is_list(item: Any) -> bool:
+    return isinstance(item, list | tuple) and all(isinstance(entry, int) for entry in item)
 
 
 @lowers(operator.getitem)
@@ -171,6 +186,25 @@ def _(b: Lowering, input: Value, split_size_or_sections: Any, dim: int = 0) -> A
         length = split_size_or_sections
         return _pieces(b, input, [min(length, size - i) for i in range(0, size, length)], at)
     return _pieces(b, input, list(split_size_or_sections), at)
+
+
+@lowers(torch.tensor_split, "Tensor.tensor_split", aten.tensor_split.sections)
+@lowers(aten.tensor_split.indices)
+def _(b: Lowering, input: Value, indices_or_sections: Any, dim: int = 0) -> Any:
+    at = b.dim(input, dim)
+    size = b.shape(input)[at]
+    if not isinstance(size, int):
+        return (b.reject(f"tensor_split along the dynamic dimension {at} mixes samples"),)
+    if isinstance(indices_or_sections, int):
+        each, more = divmod(size, indices_or_sections)
+        lengths = [each + (i < more) for i in range(indices_or_sections)]
+        return _pieces(b, input, lengths, at)
+    cuts = [min(max(cut % size if cut < 0 else cut, 0), size) for cut in indices_or_sections]
+    starts, stops = [0, *cuts], [*cuts, size]
+    return tuple(
+        b.emit("slice", input, dim=at, start=start, stop=max(start, stop), step=1)
+        for start, stop in zip(starts, stops, strict=True)
+    )
 
 
 @lowers(torch.unbind, "Tensor.unbind", aten.unbind.int)

@@ -21,6 +21,7 @@ from boundgraph.ops._spec import (
     lowers,
     register,
 )
+from boundgraph.ops.views import reshape_to
 
 aten = torch.ops.aten
 
@@ -144,3 +145,34 @@ def _join(op: str, extra: int) -> Any:
 
 lowers(torch.cat, torch.concat, torch.concatenate, aten.cat.default)(_join("cat", 0))
 lowers(torch.stack, aten.stack.default)(_join("stack", 1))
+
+
+def _lower_stacked(least: int, dim: int) -> Any:
+    """hstack and its kin: at least so many dimensions, joined along one of them."""
+
+    def lower(b: Lowering, tensors: Any) -> Value:
+        parts = []
+        for part in tensors:
+            shape = tuple(b.shape(part))
+            if len(shape) == 0:
+                shape = (1,)
+            if len(shape) < least:
+                ones = (1,) * (least - len(shape))
+                # dstack: a vector becomes [1, n, 1], a matrix [m, n, 1].
+                shape = (1, *shape, 1)[-3:] if least == 3 else (*ones, *shape)
+            parts.append(reshape_to(b, part, shape))
+        at = dim if len(b.shape(parts[0])) > dim else 0
+        return b.emit("cat", *parts, dim=at)
+
+    return lower
+
+
+lowers(torch.hstack, aten.hstack.default)(_lower_stacked(1, 1))
+lowers(torch.vstack, torch.row_stack, aten.vstack.default)(_lower_stacked(2, 0))
+lowers(torch.dstack, aten.dstack.default)(_lower_stacked(3, 2))
+
+
+@lowers(torch.column_stack, aten.column_stack.default)
+def _(b: Lowering, tensors: Any) -> Value:
+    parts = [reshape_to(b, part, (-1, 1)) if len(b.shape(part)) < 2 else part for part in tensors]
+    return b.emit("cat", *parts, dim=1)

@@ -102,18 +102,30 @@ affine(
 )
 
 
+def _cropped(b: Lowering, x: Value, pads: tuple[int, ...]) -> Value:
+    """Negative padding takes elements away."""
+    last = len(b.shape(x)) - 1
+    for i in range(len(pads) // 2):
+        before, after = max(-pads[2 * i], 0), max(-pads[2 * i + 1], 0)
+        size = b.shape(x)[last - i]
+        if before or after:
+            if not isinstance(size, int):
+                return b.reject("cropping the batch dimension drops samples")
+            x = b.emit("slice", x, dim=last - i, start=before, stop=size - after, step=1)
+    return x
+
+
 @lowers(F.pad, aten.pad.default)
 def _(
     b: Lowering, input: Value, pad: Any, mode: str = "constant", value: float | None = None
 ) -> Value:
-    pads = tuple(pad)
-    if any(entry < 0 for entry in pads):
-        return b.reject("negative padding (cropping) has no bound rule", help="slice instead")
-    if not any(pads):
-        return input
-    return b.emit("pad", input, pads=pads, mode=mode, value=float(value or 0.0))
+    x = _cropped(b, input, tuple(pad))
+    pads = tuple(max(entry, 0) for entry in pad)
+    return b.emit("pad", x, pads=pads, mode=mode, value=float(value or 0.0)) if any(pads) else x
 
 
 @lowers(aten.constant_pad_nd.default)
 def _(b: Lowering, input: Value, pad: Any, value: float = 0.0) -> Value:
-    return b.emit("pad", input, pads=tuple(pad), mode="constant", value=float(value))
+    x = _cropped(b, input, tuple(pad))
+    pads = tuple(max(entry, 0) for entry in pad)
+    return b.emit("pad", x, pads=pads, mode="constant", value=float(value)) if any(pads) else x

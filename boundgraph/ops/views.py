@@ -197,9 +197,28 @@ lowers(torch.transpose, "Tensor.transpose", torch.swapaxes, torch.swapdims)(_tra
 lowers("Tensor.swapaxes", "Tensor.swapdims", aten.transpose.int)(_transpose)
 
 
-@lowers(torch.t, "Tensor.t", aten.t.default, aten.numpy_T.default)
+@lowers(torch.t, "Tensor.t", aten.t.default)
 def _(b: Lowering, input: Value) -> Value:
     return _transpose(b, input, 0, 1) if len(b.shape(input)) == 2 else input
+
+
+@lowers("Tensor.T", aten.numpy_T.default)
+def _(b: Lowering, input: Value) -> Value:
+    order = tuple(reversed(range(len(b.shape(input)))))
+    return b.emit("permute", input, dims=order) if len(order) > 1 else input
+
+
+@lowers("Tensor.mT", "Tensor.mH", aten.mT.default, aten.mH.default)
+@lowers(torch.adjoint, "Tensor.adjoint", aten.adjoint.default)
+def _(b: Lowering, input: Value) -> Value:
+    if input.type.dtype.startswith("c"):
+        return b.reject("complex tensors have no bound rule")
+    return _transpose(b, input, -2, -1)
+
+
+@lowers(torch.ravel, "Tensor.ravel", aten.ravel.default)
+def _(b: Lowering, input: Value) -> Value:
+    return reshape_to(b, input, (-1,))
 
 
 def _expand(b: Lowering, input: Value, *sizes: Any, **_: Any) -> Value:

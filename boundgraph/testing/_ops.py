@@ -73,6 +73,9 @@ def draw_case(
         if shape == (-1,):
             batch = case.shapes[0][0]
             operands.append(torch.randint(case.attrs["classes"], (batch,), generator=generator))
+        elif position in dict(case.indices):
+            count = dict(case.indices)[position]
+            operands.append(torch.randint(count, shape, generator=generator))
         elif position in case.bounded:
             operands.append(_draw_box(shape, case, rng, generator, dtype, scale))
         elif position in case.positive:
