@@ -17,7 +17,6 @@ from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rule, lowering,
 from boundgraph.ops.views import reshape_to
 
 aten = torch.ops.aten
-_INDICES = "which element is the largest or smallest depends on the perturbed input"
 
 
 def _batch(batch_dims: Any, *_: Any, dim: int, keepdim: bool, **__: Any) -> int | None:
@@ -149,15 +148,15 @@ _selection(
 )
 
 
-def no_indices(b: Lowering, x: Value, shape: Any) -> Value:
-    """Stands for indices that depend on the input; an error only where they are used."""
+def _indices(b: Lowering, x: Value, function: str, *args: Any, **options: Any) -> Value:
+    """The second result of such a function: fine for a fixed tensor, refused for a bounded one."""
     return b.emit(
-        "unsupported",
+        "call",
         x,
-        message=_INDICES,
-        help="use the values (amax, topk(...).values), not the indices",
-        dtype="i64",
-        shape=tuple(shape),
+        target=f"torch.{function}",
+        args=("#0", *args),
+        kwargs=tuple(options.items()),
+        output=(1,),
     )
 
 
@@ -197,7 +196,7 @@ def _lower_with_indices(op: str, binary: Any) -> Any:
         if dim is None:
             return _reduced(b, op, input, None, False)
         values = _reduced(b, op, input, dim, keepdim)
-        return values, no_indices(b, input, b.shape(values))
+        return values, _indices(b, input, op[1:], b.dim(input, dim), keepdim)
 
     return lower
 
@@ -223,7 +222,8 @@ def _(
 ) -> Any:
     at = b.dim(input, dim)
     values = b.emit("sort_values", input, dim=at, descending=bool(descending))
-    return values, no_indices(b, input, b.shape(input))
+    options = {} if stable is None else {"stable": bool(stable)}
+    return values, _indices(b, input, "sort", dim=at, descending=bool(descending), **options)
 
 
 @lowers(torch.msort, "Tensor.msort", aten.msort.default)
@@ -240,12 +240,14 @@ def _(
         return b.reject(f"topk along the dynamic dimension {at} mixes samples")
     ordered = b.emit("sort_values", input, dim=at, descending=bool(largest))
     values = b.emit("slice", ordered, dim=at, start=0, stop=k, step=1)
-    return values, no_indices(b, input, b.shape(values))
+    return values, _indices(b, input, "topk", k, at, bool(largest), bool(sorted))
 
 
 @lowers(torch.kthvalue, "Tensor.kthvalue", aten.kthvalue.default)
 def _(b: Lowering, input: Value, k: int, dim: int = -1, keepdim: bool = False) -> Any:
-    return _ranked(b, input, k - 1, b.dim(input, dim), keepdim)
+    at = b.dim(input, dim)
+    value = _ranked(b, input, k - 1, at, keepdim)
+    return value, _indices(b, input, "kthvalue", k, at, keepdim)
 
 
 @lowers(torch.median, "Tensor.median", aten.median.default, aten.median.dim)
@@ -255,23 +257,24 @@ def _(b: Lowering, input: Value, dim: int | None = None, keepdim: bool = False) 
     size = b.shape(flat)[at]
     if not isinstance(size, int):
         return b.reject(f"median along the dynamic dimension {at} mixes samples")
-    result = _ranked(b, flat, (size - 1) // 2, at, keepdim)
-    return result[0] if dim is None else result
+    value = _ranked(b, flat, (size - 1) // 2, at, keepdim)
+    return value if dim is None else (value, _indices(b, input, "median", at, keepdim))
 
 
-def _ranked(b: Lowering, x: Value, rank: int, dim: int, keepdim: bool) -> tuple[Value, Value]:
+def _ranked(b: Lowering, x: Value, rank: int, dim: int, keepdim: bool) -> Value:
     ordered = b.emit("sort_values", x, dim=dim, descending=False)
     value = b.emit("select", ordered, dim=dim, index=rank)
     if keepdim:
         shape = b.shape(value)
         value = reshape_to(b, value, (*shape[:dim], 1, *shape[dim:]))
-    return value, no_indices(b, x, b.shape(value))
+    return value
 
 
 def _lower_scan(op: str) -> Any:
     def lower(b: Lowering, input: Value, dim: int) -> Any:
-        values = b.emit(op, input, dim=b.dim(input, dim))
-        return values, no_indices(b, input, b.shape(input))
+        at = b.dim(input, dim)
+        values = b.emit(op, input, dim=at)
+        return values, _indices(b, input, op.removesuffix("_values"), at)
 
     return lower
 

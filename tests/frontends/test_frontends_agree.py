@@ -287,7 +287,8 @@ class Mixed(nn.Module):
     def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
         x = F.linear(x, self.linear.weight.detach(), self.linear.bias)
         x = x.double().to(torch.float32) + index.float() + index.to(x.dtype)
-        x = self.norm(x.unsqueeze(2).expand(-1, -1, 3)).amax(2)
+        # Elements that differ: normalising equal ones is 0 / 0, up to rounding.
+        x = self.norm(torch.stack((x, x * x, 1 - x), 2)).amax(2)
         values, places = torch.max(x, dim=1)
         return values, places, x.topk(2, dim=1).values, x[:, torch.tensor([1, 0])]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,26 +13,25 @@ from torch import Tensor, nn
 class Apply(nn.Module):
     """A function of one tensor, between two layers that make bounds matter."""
 
-    def __init__(self, fn: Callable[[Tensor], Any], **parts: nn.Module) -> None:
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.fn = fn
-        for name, part in parts.items():
-            self.add_module(name, part)
 
-    def forward(self, x: Tensor) -> Any:
-        y = self.fn(F.relu(x) - 0.3 * x)
-        return 0.5 * y if isinstance(y, Tensor) else tuple(y)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(F.relu(x) - 0.3 * x) * 0.5
 
 
 @dataclass(frozen=True)
 class Case:
     """A function, and the shape of one sample."""
 
-    fn: Callable[[Tensor], Any]
+    fn: Callable[[Tensor], Tensor]
     shape: tuple[int, ...] = (2, 4, 4)
 
 
 INDEX = torch.tensor([2, 0, -1, 2])
+FEW, MANY = torch.tensor([1, 0, -1]), torch.tensor([3, 1, 0])
+PLACES = torch.tensor([[[0, 3], [1, 1]]])
 ROWS, COLUMNS = torch.tensor([[0, 3], [1, 2]]), torch.tensor([[1, 1], [3, 0]])
 
 MOVES: dict[str, Case] = {
@@ -75,12 +73,10 @@ MOVES: dict[str, Case] = {
 
 PICKS: dict[str, Case] = {
     "index_select": Case(lambda x: x.index_select(2, torch.tensor([1, 1, 3]))),
-    "gather": Case(
-        lambda x: x[:, :, 0].gather(2, torch.tensor([[[0, 3], [1, 1]]]).expand(x.shape[0], -1, -1))
-    ),
+    "gather": Case(lambda x: x[:, 0].gather(2, torch.zeros_like(x[:, 0, :2, :2]).long() + PLACES)),
     "index": Case(lambda x: x[:, :, INDEX]),
     "index twice": Case(lambda x: x[:, :, ROWS, COLUMNS]),
-    "index apart": Case(lambda x: x[:, ROWS[0] % 2, :, COLUMNS[0]].transpose(0, 1), (2, 3, 4)),
+    "index apart": Case(lambda x: x[:, FEW, :, MANY].transpose(0, 1), (2, 3, 4)),
     "index list": Case(lambda x: x[..., [0, 2]]),
     "index and number": Case(lambda x: x[:, 1, INDEX]),
     "strides": Case(lambda x: x[:, :, ::2, 1::2] + x[:, :, 1::2, 0::2]),
@@ -117,7 +113,7 @@ SCALES: dict[str, Case] = {
     "norm": Case(lambda x: x.norm(dim=2) + torch.linalg.vector_norm(x, 1, dim=3)),
     "largest norm": Case(lambda x: torch.linalg.vector_norm(x, float("inf"), dim=(2, 3))),
     "std": Case(lambda x: x.std(dim=2) + torch.var(x, dim=3, unbiased=False)),
-    "var_mean": Case(lambda x: torch.var_mean(x, dim=(1, 2))),
+    "var_mean": Case(lambda x: torch.stack(torch.var_mean(x, dim=(1, 2)))),
 }
 
 RESIZES: dict[str, Case] = {
