@@ -42,7 +42,7 @@ from boundgraph.runtime.optimized import OptimizedProgram
 METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
 TRAINING_METHODS = METHODS[:-1]
-SOUND_METHODS = ("ibp",)
+SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
 TARGETS = ("real",)
 
 
@@ -234,6 +234,7 @@ def pipeline(
                 intermediate=options.method != "crown-ibp",
                 learn=options.method == "alpha-crown",
                 lower_only=options.lower_only,
+                sound=options.sound,
             )
         )
     else:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from boundgraph import ops
 from boundgraph.ir.program import Node, Value
 from boundgraph.ir.types import Dim, FormType, Shape, plain
-from boundgraph.ops.bounded import BACKWARD
+from boundgraph.ops._sound_terms import backward_attributes, precision_of
 from boundgraph.passes._unsupported import mixes_samples
 
 if TYPE_CHECKING:
@@ -33,13 +33,15 @@ class Walk:
         sizes = [entry for dim, entry in enumerate(type_.shape) if dim != run.batch[key]]
         if not all(isinstance(entry, int) for entry in sizes):
             run.problems.append(mixes_samples(run.nodes[key]))
-        attrs = {"shape": shape, "batch_dim": run.batch[key]}
+        attrs: dict[str, Any] = {"shape": shape, "batch_dim": run.batch[key]}
         known = run.interval.values()
         same = (interval for interval in known if interval.type.dtype == type_.dtype)
         like = next(same, None) or next(iter(known))
         rows = math.prod(entry for entry in sizes if isinstance(entry, int))
+        if run.options.sound:
+            attrs["precision"] = precision_of(type_.dtype)
         seed = run.builder.add(
-            "backward.seed",
+            f"{run.prefix}seed",
             (like,),
             FormType(type_.dtype, (rows, *shape)),
             attrs,
@@ -53,7 +55,7 @@ class Walk:
         form = self._merge(self.forms.pop(key), node.result)
         spec = ops.get(node.op)
         assert spec is not None
-        if spec.backward is None:
+        if not run.walks(node, spec):
             self._boxed.append((self._with_sign(form), key))
             return
         bounded = run.bounded(node)
@@ -81,11 +83,17 @@ class Walk:
         }
         if node.op in ("cat", "stack"):
             attrs["plain"] = tuple(i for i in range(len(node.inputs)) if i not in bounded)
+        if run.options.sound:
+            attrs |= backward_attributes(spec, node.inputs, bounded, node, run.batch[key])
+            if not relaxed:
+                context += [run.interval[str(node.inputs[i])] for i in bounded]
         for position, i in enumerate(bounded):
             operand = node.inputs[i]
+            if run.options.sound:
+                attrs["operand_dims"] = run.sample_dims(str(operand))
             shape = self._shape(str(operand), shared=shared)
             new = run.builder.add(
-                BACKWARD + node.op,
+                run.prefix + node.op,
                 (form, *context),
                 FormType(operand.type.dtype, (form.type.shape[0], *shape)),
                 attrs | {"operand": i, "carry": position == 0},
@@ -111,8 +119,17 @@ class Walk:
             parts = [self._with_sign(part) for part in parts]
         # A form that is shared by the samples broadcasts against one that is not.
         widest = next((p for p in parts if _dynamic(p.type.shape)), parts[0])
-        merged = self.run.builder.add(
-            "backward.merge", parts, widest.type, name=f"{value.name}_form"
+        run, operands, attrs = self.run, list(parts), {}
+        if run.options.sound:
+            key = str(value)
+            operands.append(run.interval[key])
+            attrs = {
+                "dims": run.sample_dims(key),
+                "elements": run.elements(key),
+                "precision": precision_of(value.type.dtype),
+            }
+        merged = run.builder.add(
+            f"{run.prefix}merge", operands, widest.type, attrs, name=f"{value.name}_form"
         )
         if parts[0].name in self._signed_forms:
             self._signed_forms.add(merged.name)
@@ -123,10 +140,12 @@ class Walk:
         if not self.signed or form.name in self._signed_forms:
             return form
         rows, *shape = form.type.shape
+        dtype, sound = form.type.dtype, self.run.options.sound
         signed = self.run.builder.add(
-            "backward.sign",
+            f"{self.run.prefix}sign",
             (form,),
-            FormType(form.type.dtype, (rows * 2, *shape)),
+            FormType(dtype, (rows * 2, *shape)),
+            {"precision": precision_of(dtype)} if sound else {},
             name=f"{form.name}_signed",
         )
         self._signed_forms.add(signed.name)

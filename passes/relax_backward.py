@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from boundgraph import ops
 from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
 from boundgraph.ir.types import Dim, IntervalType, Stage
 from boundgraph.ops import Kind, OpSpec
-from boundgraph.ops.bounded import INTERVAL
+from boundgraph.ops._sound import SOUND
+from boundgraph.ops._sound_backward import walks
+from boundgraph.ops._sound_terms import precision_of
+from boundgraph.ops.bounded import BACKWARD, INTERVAL
+from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
 from boundgraph.passes._unsupported import diagnose, mixes_samples
 from boundgraph.passes._walk import SLOPE as SLOPE
 from boundgraph.passes._walk import Walk
@@ -42,12 +47,15 @@ class RelaxBackward(Pass):
         learn: the free slopes of relaxations become further inputs of the program, one
             tensor of the operand's shape for each relaxed op and each walk through it.
         lower_only: bound outputs below only; their upper ends are infinite. Halves the rows.
+        sound: intervals and forms account for rounding; an op whose backward rule has no
+            rounding analysis ends the walk, like one without a backward rule.
     """
 
     bounded: tuple[str, ...]
     intermediate: bool = False
     learn: bool = False
     lower_only: bool = False
+    sound: bool = False
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -96,6 +104,8 @@ class Run:
         self.nodes[key], self.order[key] = node, len(self.order)
         bounded = self.bounded(node)
         if not bounded:
+            if self.options.sound and not computes_exactly(node, ops.get(node.op)):
+                self.problems.append(unsound(node, "it computes a constant with rounding"))
             self.plain[key] = self.builder.add(
                 node.op,
                 [self.plain[str(value)] for value in node.inputs],
@@ -115,11 +125,16 @@ class Run:
         if self.options.intermediate and not self.problems and self.relaxes(node, spec):
             for i in bounded:
                 self._tighten(node.inputs[i])
+        operands = [self.interval_or_plain(value) for value in node.inputs]
+        op, attrs = INTERVAL + node.op, node.attrs
+        if self.options.sound:
+            op, attrs, problem = sound_interval(node, spec, operands)
+            self.problems += [] if problem is None else [problem]
         self.interval[key] = self.builder.add(
-            INTERVAL + node.op,
-            [self.interval_or_plain(value) for value in node.inputs],
+            op,
+            operands,
             IntervalType(type_.dtype, type_.shape),
-            node.attrs,
+            attrs,
             name=f"{node.result.name}_interval",
             span=node.span,
         )
@@ -180,8 +195,12 @@ class Run:
             if here in walk.forms:
                 walk.step(self.nodes[here])
         ends = walk.ends()
+        rounded: dict[str, Any] = {}
+        if self.options.sound:
+            rounded["elements"] = tuple(self.elements(box) for _, box in ends)
+            rounded["precision"] = precision_of(value.type.dtype)
         return self.builder.add(
-            "backward.assemble",
+            f"{self.prefix}assemble",
             [operand for form, box in ends for operand in (form, self.interval[box])],
             IntervalType(value.type.dtype, value.type.shape),
             {
@@ -189,10 +208,27 @@ class Run:
                 "batch_dim": self.batch[key],
                 "shape": value.type.shape,
                 "dims": tuple(self.sample_dims(box) for _, box in ends),
+                **rounded,
             },
             name=f"{value.name}_backward",
             span=self.nodes[key].span,
         )
+
+    @property
+    def prefix(self) -> str:
+        return BACKWARD + SOUND if self.options.sound else BACKWARD
+
+    def walks(self, node: Node, spec: OpSpec) -> bool:
+        """Whether a form may be carried through a node, or stops at its interval."""
+        if spec.backward is None:
+            return False
+        return not self.options.sound or walks(spec, self.relaxes(node, spec), node.attrs)
+
+    def elements(self, key: str) -> int:
+        """Number of elements of a sample of a value."""
+        shape = self.value(key).type.shape
+        sizes = [entry for dim, entry in enumerate(shape) if dim != self.batch[key]]
+        return math.prod(entry for entry in sizes if isinstance(entry, int))
 
     def sample_dims(self, key: str) -> tuple[int, ...]:
         """Dimensions of a coefficient that belong to one sample."""

@@ -27,6 +27,14 @@ class Lines:
         return cls(zero, y.lower, zero, y.upper)
 
 
+def sum_over(value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The sum over the dimensions of a sample, which may be a single number.
+
+    torch takes no dimensions for all of them, which would add up the batch.
+    """
+    return value.sum(dims) if dims else value
+
+
 class LinearForm:
     """A lower bound `Σ coeff[r]·v + offset[r]` of row r, linear in a value v.
 
@@ -55,11 +63,11 @@ class LinearForm:
         positive, negative = self.coeff.clamp(min=0.0), self.coeff.clamp(max=0.0)
         coeff = positive * lines.lower_slope + negative * lines.upper_slope
         term = positive * lines.lower_offset + negative * lines.upper_offset
-        return LinearForm(coeff, self.shifted(term.sum(dims)))
+        return LinearForm(coeff, self.shifted(sum_over(term, dims)))
 
     def lower_over(self, box: Interval, dims: tuple[int, ...]) -> Tensor:
         """The least value over a box, `[rows, batch]`: centre minus |coeff|·radius."""
-        least = (self.coeff * box.center - self.coeff.abs() * box.radius).sum(dims)
+        least = sum_over(self.coeff * box.center - self.coeff.abs() * box.radius, dims)
         shifted = self.shifted(least)
         assert shifted is not None
         return shifted

@@ -64,16 +64,18 @@ PRECISIONS = {
 def below(value: Tensor, error: Tensor | float, precision: Precision) -> Tensor:
     """A number below `value − error`, where `value` itself is one rounding off.
 
-    −inf where `value` is NaN or +inf: it overflowed and says nothing.
+    −inf where `value` is NaN or +inf, or `error` NaN: something overflowed and says nothing.
     """
     widen = value.abs() * (4.0 * precision.unit) + (error + 8.0 * precision.tiny)
-    return torch.where(value < math.inf, value - widen * (1.0 + 8.0 * precision.unit), -math.inf)
+    moved = value - widen * (1.0 + 8.0 * precision.unit)
+    return torch.where(moved < math.inf, moved, -math.inf)
 
 
 def above(value: Tensor, error: Tensor | float, precision: Precision) -> Tensor:
     """A number above `value + error`, where `value` itself is one rounding off."""
     widen = value.abs() * (4.0 * precision.unit) + (error + 8.0 * precision.tiny)
-    return torch.where(value > -math.inf, value + widen * (1.0 + 8.0 * precision.unit), math.inf)
+    moved = value + widen * (1.0 + 8.0 * precision.unit)
+    return torch.where(moved > -math.inf, moved, math.inf)
 
 
 class Outward(Interval):

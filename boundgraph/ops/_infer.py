@@ -175,17 +175,18 @@ def _rows(attrs: Attrs) -> Size:
 
 
 def _infer_bound_only(node: Node) -> TensorType:
-    type_ = node.inputs[0].type
+    type_, op = node.inputs[0].type, node.op.replace(SOUND, "", 1)
     if node.op == "symbolic.fresh":
         return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
-    if node.op == "backward.seed":
+    if op == "backward.seed":
         rows = _rows(node.attrs)
         return FormType(type_.dtype, (rows, *node.attrs["shape"]))
-    if node.op == "backward.merge":
-        return _merged([value.type for value in node.inputs])
-    if node.op == "backward.sign":
+    if op == "backward.merge":
+        # A sound merge also reads an interval of the value.
+        return _merged([v.type for v in node.inputs if not isinstance(v.type, IntervalType)])
+    if op == "backward.sign":
         return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
-    if node.op == "backward.assemble":
+    if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
     if node.op == "interval.meet" and not all(
         isinstance(value.type, IntervalType) for value in node.inputs

@@ -57,6 +57,8 @@ class Rounding:
             adds nothing.
         scales: the op forms its own factors, which may underflow; operand and result have
             the same shape.
+        transposed: number of outputs that one element of the operand reaches at most, as a
+            function of operands and attributes; all of a sample where None.
         declared: False where nobody said anything; such an op has no rounding-sound rule.
     """
 
@@ -64,6 +66,7 @@ class Rounding:
     terms: Callable[..., int] | None = None
     offset: Rule | None = None
     scales: bool = False
+    transposed: Callable[..., int] | None = None
     declared: bool = True
 
 

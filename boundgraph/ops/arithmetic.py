@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.linear_form import LinearForm
+from boundgraph.domains.linear_form import LinearForm, sum_over
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine, transpose_rule
@@ -105,7 +105,9 @@ def _linear_backward(sign: float) -> Any:
         if not constants:
             return LinearForm(coeff, form.offset)
         other = 1.0 if operand == 1 else sign
-        return LinearForm(coeff, form.shifted((form.coeff * constants[0]).sum(sample_dims) * other))
+        return LinearForm(
+            coeff, form.shifted(sum_over(form.coeff * constants[0], sample_dims) * other)
+        )
 
     return backward
 
@@ -132,7 +134,7 @@ def _mul_backward(
     if not carry:
         return LinearForm(coeff)
     term = -(positive * (x.lower * y.lower) + negative * (x.upper * y.lower))
-    return LinearForm(coeff, form.shifted(term.sum(sample_dims)))
+    return LinearForm(coeff, form.shifted(sum_over(term, sample_dims)))
 
 
 def _sample_pair(rng: random.Random) -> OpCase:
@@ -223,7 +225,7 @@ affine(
     _add_scalar,
     linear=lambda x, *, other: x,
     adjoint=lambda coeff, **_: coeff,
-    constant=lambda coeff, *, dims, other: coeff.sum(dims) * other,
+    constant=lambda coeff, *, dims, other: sum_over(coeff, dims) * other,
     leading=True,
     batch=keep_batch,
     rounding=Rounding(ulps=1, terms=lambda *_, **__: 2, offset=lambda x, *, other: abs(other)),

@@ -12,9 +12,10 @@ import torch
 
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
+from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
-from boundgraph.ops import _sound, _spec
+from boundgraph.ops import _sound, _sound_backward, _spec
 from boundgraph.ops._spec import Rule
 
 INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
@@ -53,7 +54,26 @@ def _assemble(
     for form, box, over in zip(ends[::2], ends[1::2], dims, strict=True):
         part = form.lower_over(box, over)
         total = part if total is None else total + part
-    assert total is not None
+    return _elements(total, signed, batch_dim, shape)
+
+
+def _assemble_sound(
+    *ends: Any,
+    signed: bool,
+    batch_dim: int | None,
+    shape: tuple[int, ...],
+    dims: tuple[tuple[int, ...], ...],
+    elements: tuple[int, ...],
+    precision: str,
+) -> Interval:
+    """`_assemble`, rounded outward."""
+    total = _sound_backward.least_rows(ends, dims, elements, precision)
+    found = _elements(total, signed, batch_dim, shape)
+    return Outward(found.lower, found.upper, PRECISIONS[precision])
+
+
+def _elements(total: Any, signed: bool, batch_dim: int | None, shape: tuple[int, ...]) -> Interval:
+    """Least values of rows as ends of the elements that the rows belong to."""
     features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
     count = math.prod(features)
 
@@ -80,7 +100,12 @@ BOUND_ONLY: dict[str, Rule] = {
     "backward.merge": sum_forms,
     "backward.sign": _sign,
     "backward.assemble": _assemble,
+    "backward.sound.assemble": _assemble_sound,
+    **_sound_backward.BOUND_ONLY,
 }
+
+
+_DERIVED = ((INTERVAL, _sound.interval_rule), (BACKWARD, _sound_backward.backward_rule))
 
 
 def rule(op: str) -> Rule:
@@ -91,13 +116,13 @@ def rule(op: str) -> Rule:
     """
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
-    if op.startswith(INTERVAL + _sound.SOUND):
-        name = op.removeprefix(INTERVAL + _sound.SOUND)
-        spec = _spec.get(name)
-        sound = None if spec is None else _sound.interval_rule(spec)
-        if sound is None:
-            raise InternalError(f"no rule for op {op!r}")
-        return sound
+    for prefix, derive in _DERIVED:
+        if op.startswith(prefix + _sound.SOUND):
+            spec = _spec.get(op.removeprefix(prefix + _sound.SOUND))
+            sound = None if spec is None else derive(spec)
+            if sound is None:
+                raise InternalError(f"no rule for op {op!r}")
+            return sound
     name, attribute = op, "concrete"
     prefixes = ((INTERVAL, "interval"), (SYMBOLIC, "symbolic"), (BACKWARD, "backward"))
     for prefix, field in prefixes:

@@ -129,6 +129,10 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
     def offset(x: Tensor, weight: Tensor, *bias: Tensor, **_: Any) -> Tensor | None:
         return bias[0].abs().reshape((-1, *(1,) * spatial)) if bias else None
 
+    def reached(x: Tensor, weight: Tensor, *_: Tensor, groups: int, **__: Any) -> int:
+        outputs = weight.shape[1] if transposed else weight.shape[0] // groups
+        return outputs * math.prod(weight.shape[2:])
+
     def constant(
         coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...], **_: Any
     ) -> Tensor | None:
@@ -144,7 +148,7 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         constant=constant,
         linear=linear_part,
         magnitude=magnitude,
-        rounding=Rounding(terms=_terms(transposed), offset=offset),
+        rounding=Rounding(terms=_terms(transposed), offset=offset, transposed=reached),
         sample=_sampler(spatial, transposed),
         summary=f"{spatial}-d {'transposed ' if transposed else ''}convolution, zero padding",
     )

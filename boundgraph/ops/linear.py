@@ -60,7 +60,11 @@ linear = affine(
     magnitude=_magnitude,
     leading=True,
     batch=_batch,
-    rounding=Rounding(terms=lambda x, weight, *_, **__: weight.shape[1] + 1, offset=_offset),
+    rounding=Rounding(
+        terms=lambda x, weight, *_, **__: weight.shape[1] + 1,
+        offset=_offset,
+        transposed=lambda x, weight, *_, **__: weight.shape[0],
+    ),
     sample=_sample,
     summary="x·Wᵀ + b on the last dimension",
 )

@@ -96,7 +96,9 @@ affine(
     constant=_constant,
     linear=_linear_part,
     magnitude=_magnitude,
-    rounding=Rounding(ulps=4, terms=lambda *_, **__: 8, offset=_offset, scales=True),
+    rounding=Rounding(
+        ulps=4, terms=lambda *_, **__: 8, offset=_offset, scales=True, transposed=lambda *_, **__: 1
+    ),
     sample=_sample,
     summary="batch normalisation with given statistics",
 )

@@ -97,7 +97,8 @@ affine(
     linear=_pad_linear,
     batch=_pad_batch,
     sample=_sample_pad,
-    rounding=Rounding(),
+    # Offsets sum all coefficients and take those of the operand out again.
+    rounding=Rounding(offset=lambda x, *, pads, mode, value: abs(value)),
     summary="constant, reflect, replicate or circular padding of trailing dimensions",
 )
 
