@@ -32,6 +32,7 @@ from boundgraph.passes import (
     RelaxBackward,
     RelaxIBP,
     RelaxSymbolic,
+    SplitBatch,
     run_pipeline,
 )
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
@@ -210,6 +211,9 @@ def pipeline(
 ) -> tuple[Pass, ...]:
     """The passes of a method, in order."""
     steps: list[Pass] = [DeadCode(), CommonSubexpressions()]
+    # Intervals need no order among samples.
+    if options.method != "ibp":
+        steps.append(SplitBatch())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
         steps.append(CleanStatistics())

@@ -17,3 +17,4 @@ from boundgraph.passes.manager import run_pipeline as run_pipeline
 from boundgraph.passes.relax_backward import RelaxBackward as RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP as RelaxIBP
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic
+from boundgraph.passes.split_batch import SplitBatch as SplitBatch
