@@ -281,7 +281,8 @@ class _Run:
 
     def _remapped(self, node: Node) -> dict[str, object] | None:
         """Dimensions counted in the split value; None where one of them is split itself."""
-        groups, attrs = self._own(node), {}
+        groups = self._own(node)
+        attrs: dict[str, object] = {}
         for key in ("dim", "dims"):
             if key not in node.attrs:
                 continue
