@@ -22,7 +22,10 @@ _EXPORTS = {
     "Box": "boundgraph.domains.regions",
     "Interval": "boundgraph.domains.interval",
     "LinearSpec": "boundgraph.domains.specs",
+    "L1Ball": "boundgraph.domains.regions",
+    "L2Ball": "boundgraph.domains.regions",
     "LinfBall": "boundgraph.domains.regions",
+    "LpBall": "boundgraph.domains.regions",
     "Margin": "boundgraph.domains.specs",
     "Proved": "boundgraph.verification",
     "Refuted": "boundgraph.verification",
@@ -35,6 +38,7 @@ _EXPORTS = {
 }
 _MODULES = {
     "attack": "boundgraph.attacks",
+    "testing": "boundgraph.testing",
     "training": "boundgraph.training",
     "verification": "boundgraph.verification",
 }
@@ -47,7 +51,10 @@ if TYPE_CHECKING:
     from boundgraph.compiler import compile as compile
     from boundgraph.domains.interval import Interval as Interval
     from boundgraph.domains.regions import Box as Box
+    from boundgraph.domains.regions import L1Ball as L1Ball
+    from boundgraph.domains.regions import L2Ball as L2Ball
     from boundgraph.domains.regions import LinfBall as LinfBall
+    from boundgraph.domains.regions import LpBall as LpBall
     from boundgraph.domains.specs import LinearSpec as LinearSpec
     from boundgraph.domains.specs import Margin as Margin
     from boundgraph.evaluation import evaluate as evaluate
@@ -65,7 +72,10 @@ __all__ = [
     "Box",
     "Interval",
     "LinearSpec",
+    "L1Ball",
+    "L2Ball",
     "LinfBall",
+    "LpBall",
     "Margin",
     "Proved",
     "Refuted",

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.regions import Box, LinfBall, LpBall, Region, norm_of
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError, RegionError, SpecError
 from boundgraph.fingerprint import fingerprint
@@ -60,6 +60,7 @@ class CompileOptions:
         keep_symbolic: outputs stay symbolic (internal; for the interval attack).
         lower_only: backward methods bound the outputs below only (half the rows).
         rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
+        norms: names of captured inputs that are p-balls, and p.
         target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
     """
 
@@ -72,6 +73,7 @@ class CompileOptions:
     lower_only: bool = False
     rounding: str = "nearest"
     target: str = "real"
+    norms: tuple[tuple[str, float], ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -91,6 +93,8 @@ class CompileOptions:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target != "real" and not self.sound:
             raise ConfigError(f"target={self.target!r} needs rounding='sound'")
+        if self.sound and self.norms:
+            raise ConfigError("rounding='sound' takes boxes and L-infinity balls, not p-balls")
         if self.sound and self.training:
             raise ConfigError(
                 "rounding='sound' certifies; statistics of a training batch have no sound rule"
@@ -166,6 +170,7 @@ def compile(
     )
     named_regions = _in_forward_order(model, named_regions)
     captured = _capture(model, regions, named_regions, options)
+    options = replace(options, norms=norms_by_name(captured, regions, named_regions))
     return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
 
 
@@ -194,7 +199,10 @@ def bound(
         named = _in_forward_order(model, named)
         given = (*regions, *named.values())
         key = (
-            tuple((isinstance(r, Tensor), tuple(r.shape), _example(r).dtype) for r in given),
+            tuple(
+                (isinstance(r, Tensor), norm_of(r), tuple(r.shape), _example(r).dtype)
+                for r in given
+            ),
             tuple(named),
             fingerprint(model),
         )
@@ -230,7 +238,7 @@ def pipeline(
     merges: list[Pass] = [] if options.sound else [FoldBatchNorm(), FoldAffine()]
     steps += [*merges, FoldSpec(), DeadCode()]
     if options.method == "ibp":
-        steps.append(RelaxIBP(bounded, sound=options.sound))
+        steps.append(RelaxIBP(bounded, sound=options.sound, norms=options.norms))
     elif "crown" in options.method:
         steps.append(
             RelaxBackward(
@@ -239,11 +247,17 @@ def pipeline(
                 learn=options.method == "alpha-crown",
                 lower_only=options.lower_only,
                 sound=options.sound,
+                norms=options.norms,
             )
         )
     else:
         steps.append(
-            RelaxSymbolic(bounded, mix=options.method == "mix", keep=options.keep_symbolic)
+            RelaxSymbolic(
+                bounded,
+                mix=options.method == "mix",
+                keep=options.keep_symbolic,
+                norms=options.norms,
+            )
         )
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
 
@@ -263,11 +277,13 @@ def compile_capture(
             constants[OFFSET] = _in_dtype(options.spec.offset, dtype, options)
     slopes = tuple(v.name for v in program.inputs if v.name.startswith(SLOPE))
     given = len(program.inputs) - len(slopes) - isinstance(options.spec, Margin)
+    given -= 2 * len(options.norms)
     info = ProgramInfo(
         method=options.method,
         spec=options.spec,
         inputs=len(source.inputs),
         needs_clean=given > len(source.inputs),
+        norms=options.norms,
         slopes=slopes,
         output_tree=None if options.spec is not None else captured.output_tree,
         records=tuple(records),
@@ -292,12 +308,12 @@ def _in_dtype(tensor: Tensor, dtype: torch.dtype | None, options: CompileOptions
 def _example(region: Region | Tensor) -> Tensor:
     if isinstance(region, Tensor):
         return region
-    if isinstance(region, LinfBall):
+    if isinstance(region, LinfBall | LpBall):
         return region.center
     if isinstance(region, Box):
         return region.lower
     raise RegionError(
-        f"expected Box, LinfBall or a tensor, got {type(region).__name__}; "
+        f"expected Box, LinfBall, LpBall or a tensor, got {type(region).__name__}; "
         "e.g. boundgraph.LinfBall(x, eps=0.1)"
     )
 
@@ -332,6 +348,17 @@ def _capture(
         frontend=options.frontend,
         dynamic_batch=options.dynamic_batch,
     )
+
+
+def norms_by_name(
+    captured: Capture,
+    regions: Sequence[Region | Tensor],
+    named: Mapping[str, Region | Tensor],
+) -> tuple[tuple[str, float], ...]:
+    """The inputs whose regions are p-balls, and p."""
+    given = (*regions, *named.values())
+    pairs = zip(captured.program.inputs, map(norm_of, given), strict=True)
+    return tuple((value.name, norm) for value, norm in pairs if norm is not None)
 
 
 def _bounded_names(

@@ -16,6 +16,7 @@ from boundgraph.ops._sound import SOUND
 from boundgraph.ops._sound_backward import walks
 from boundgraph.ops._sound_terms import precision_of
 from boundgraph.ops.bounded import BACKWARD, INTERVAL
+from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
 from boundgraph.passes._unsupported import diagnose, mixes_samples
 from boundgraph.passes._walk import SLOPE as SLOPE
@@ -49,6 +50,7 @@ class RelaxBackward(Pass):
         lower_only: bound outputs below only; their upper ends are infinite. Halves the rows.
         sound: intervals and forms account for rounding; an op whose backward rule has no
             rounding analysis ends the walk, like one without a backward rule.
+        norms: which of the inputs are p-balls, and p: forms take their dual norm there.
     """
 
     bounded: tuple[str, ...]
@@ -56,17 +58,20 @@ class RelaxBackward(Pass):
     learn: bool = False
     lower_only: bool = False
     sound: bool = False
+    norms: Norms = ()
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
     effect: ClassVar[Effect] = Effect.RELAXES
 
     def run(self, program: Program) -> Program:
-        run = Run(self, program, ProgramBuilder(Stage.BOUNDED))
+        builder = ProgramBuilder(Stage.BOUNDED)
+        run = Run(self, program, builder, Balls(self.norms, builder))
         for value in program.params:
             run.plain[str(value)] = run.builder.param(value.name, value.type)
         for value in program.inputs:
             run.add_input(value)
+        run.balls.add_inputs(program.inputs)
         for node in program.nodes:
             run.add_node(node)
         outputs = [] if run.problems else [run.output(value) for value in program.outputs]
@@ -82,6 +87,7 @@ class Run:
     options: RelaxBackward
     program: Program
     builder: ProgramBuilder
+    balls: Balls
     plain: dict[str, Value] = field(default_factory=dict)
     interval: dict[str, Value] = field(default_factory=dict)
     batch: dict[str, int | None] = field(default_factory=dict)
@@ -130,7 +136,7 @@ class Run:
         if self.options.sound:
             op, attrs, problem = sound_interval(node, spec, operands)
             self.problems += [] if problem is None else [problem]
-        self.interval[key] = self.builder.add(
+        self.interval[key] = self.balls.interval(node, spec, operands) or self.builder.add(
             op,
             operands,
             IntervalType(type_.dtype, type_.shape),
@@ -161,6 +167,8 @@ class Run:
         """Interval bounds are exact until the first relaxed op, and are taken once."""
         if self.interval[str(value)].name.endswith("_bounds"):
             return False
+        if self.balls.found:
+            return True
         return any(
             self.relaxes(node, spec)
             for node in self.ancestors(value)
@@ -195,20 +203,26 @@ class Run:
             if here in walk.forms:
                 walk.step(self.nodes[here])
         ends = walk.ends()
-        rounded: dict[str, Any] = {}
+        balls = [self.balls.found.get(box) if box not in self.nodes else None for _, box in ends]
+        extra: dict[str, Any] = {}
+        if any(balls):
+            extra["norms"] = tuple(ball.norm if ball else 0.0 for ball in balls)
         if self.options.sound:
-            rounded["elements"] = tuple(self.elements(box) for _, box in ends)
-            rounded["precision"] = precision_of(value.type.dtype)
+            extra["elements"] = tuple(self.elements(box) for _, box in ends)
+            extra["precision"] = precision_of(value.type.dtype)
+        operands: list[Value] = []
+        for (form, box), ball in zip(ends, balls, strict=True):
+            operands += [form, self.interval[box], *((ball.center, ball.reach) if ball else ())]
         return self.builder.add(
             f"{self.prefix}assemble",
-            [operand for form, box in ends for operand in (form, self.interval[box])],
+            operands,
             IntervalType(value.type.dtype, value.type.shape),
             {
                 "signed": signed,
                 "batch_dim": self.batch[key],
                 "shape": value.type.shape,
                 "dims": tuple(self.sample_dims(box) for _, box in ends),
-                **rounded,
+                **extra,
             },
             name=f"{value.name}_backward",
             span=self.nodes[key].span,

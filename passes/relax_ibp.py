@@ -10,6 +10,7 @@ from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Program, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType, Stage
 from boundgraph.ops.bounded import INTERVAL
+from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._rounded import carry_rounding, sound_interval
 from boundgraph.passes._unsupported import diagnose
 from boundgraph.passes.manager import Effect, Pass
@@ -25,6 +26,7 @@ class RelaxIBP(Pass):
         bounded: names of the inputs that carry a region.
         sound: intervals account for rounding (`interval.sound.*`); then a plain value that
             rounds becomes an interval, too.
+        norms: which of them are p-balls, and p.
 
     Source: Gowal et al., arXiv 1810.12715.
 
@@ -34,6 +36,7 @@ class RelaxIBP(Pass):
 
     bounded: tuple[str, ...]
     sound: bool = False
+    norms: Norms = ()
 
     name: ClassVar[str] = "relax-ibp"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -50,6 +53,8 @@ class RelaxIBP(Pass):
             if value.name in self.bounded:
                 type_ = IntervalType(type_.dtype, type_.shape)
             values[str(value)] = builder.input(value.name, type_)
+        balls = Balls(self.norms, builder)
+        balls.add_inputs(program.inputs)
         for node in program.nodes:
             operands = [values[str(value)] for value in node.inputs]
             spec = ops.get(node.op)
@@ -66,6 +71,9 @@ class RelaxIBP(Pass):
                     problems.append(diagnose(node, spec, rejected or positions))
                 elif self.sound:
                     op, attrs, found = sound_interval(node, spec, operands)
+                elif (refined := balls.interval(node, spec, operands)) is not None:
+                    values[str(node.result)] = refined
+                    continue
                 op = op if op != node.op else INTERVAL + node.op
                 type_ = IntervalType(type_.dtype, type_.shape)
             if found is not None:

@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from boundgraph import ops
+from boundgraph.domains.balls import ball_block
 from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType, Shape, Stage, SymbolicType, TensorType
 from boundgraph.ops import Kind, OpSpec
 from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
+from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._unsupported import diagnose, mixes_samples
 from boundgraph.passes.manager import Effect, Pass
 
@@ -35,22 +37,28 @@ class RelaxSymbolic(Pass):
         bounded: names of the inputs that carry a region.
         mix: run the interval track.
         keep: outputs stay symbolic, for users of the linear dependence.
+        norms: which of the inputs are p-balls, and p: their symbols share the unit ball.
     """
 
     bounded: tuple[str, ...]
     mix: bool = False
     keep: bool = False
+    norms: Norms = ()
 
     name: ClassVar[str] = "relax-symbolic"
     stage: ClassVar[Stage] = Stage.CONCRETE
     effect: ClassVar[Effect] = Effect.RELAXES
 
     def run(self, program: Program) -> Program:
-        run = _Run(self, ProgramBuilder(Stage.BOUNDED))
+        builder = ProgramBuilder(Stage.BOUNDED)
+        run = _Run(self, builder, Balls(self.norms, builder))
         for value in program.params:
             run.plain[str(value)] = run.builder.param(value.name, value.type)
         for value in program.inputs:
             run.add_input(value)
+        run.balls.add_inputs(program.inputs)
+        for value in program.inputs:
+            run.add_symbols(value)
         for node in program.nodes:
             run.add_node(node)
         if run.problems:
@@ -64,6 +72,7 @@ class _Run:
 
     options: RelaxSymbolic
     builder: ProgramBuilder
+    balls: Balls
     plain: dict[str, Value] = field(default_factory=dict)
     symbolic: dict[str, Value] = field(default_factory=dict)
     track: dict[str, Value] = field(default_factory=dict)
@@ -79,8 +88,22 @@ class _Run:
         interval = self.builder.input(value.name, IntervalType(type_.dtype, type_.shape))
         dynamic = [i for i, entry in enumerate(type_.shape) if not isinstance(entry, int)]
         self.batch[key] = dynamic[0] if dynamic else None
-        self.symbolic[key] = self._fresh(interval, key, value.name, None)
         self.track[key] = self.pre[key] = interval
+
+    def add_symbols(self, value: Value) -> None:
+        """The symbols of a bounded input, once all inputs stand."""
+        key = str(value)
+        if key not in self.track:
+            return
+        ball = self.balls.found.get(key)
+        # The symbols of several samples that are not kept apart lie in a product of balls.
+        if ball is None or not (self.batch[key] == 0 or value.type.shape[0] == 1):
+            self.symbolic[key] = self._fresh(self.track[key], key, value.name, None)
+            return
+        name = ball_block(value.name, ball.norm)
+        self.symbolic[key] = self._fresh(
+            self.track[key], key, name, None, "symbolic.ball", (ball.center, ball.reach)
+        )
 
     def add_node(self, node: Node) -> None:
         bounded = [i for i, value in enumerate(node.inputs) if str(value) in self.symbolic]
@@ -192,16 +215,24 @@ class _Run:
     def _interval_or_plain(self, value: Value) -> Value:
         return self._interval(value) if str(value) in self.symbolic else self.plain[str(value)]
 
-    def _fresh(self, interval: Value, key: str, block: str, node: Node | None) -> Value:
+    def _fresh(
+        self,
+        interval: Value,
+        key: str,
+        block: str,
+        node: Node | None,
+        op: str = "symbolic.fresh",
+        more: tuple[Value, ...] = (),
+    ) -> Value:
         type_ = interval.type
         batch = self.batch[key]
         features = self._features(type_.shape, batch, node) or ()
         return self.builder.add(
-            "symbolic.fresh",
-            (interval,),
+            op,
+            (interval, *more),
             SymbolicType(type_.dtype, type_.shape, (block,)),
             {"block": block, "batch_dim": batch, "features": features},
-            name=f"{block}_symbols",
+            name=f"{block}_symbols".replace(".", "_"),
         )
 
     def _features(

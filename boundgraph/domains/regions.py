@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from boundgraph.domains.balls import BallInterval
 from boundgraph.domains.interval import Interval
 from boundgraph.errors import NonFiniteError, RegionError
 
@@ -29,6 +32,21 @@ def _require_finite(name: str, tensor: Tensor) -> None:
         bad = int((~finite).sum())
         raise NonFiniteError(
             f"{name} holds {bad} NaN or infinite element(s); a region must be finite"
+        )
+
+
+def _require_clip(name: str, center: Tensor, clip: tuple[float, float] | None) -> None:
+    if clip is None:
+        return
+    low, high = clip
+    if not low <= high:
+        raise RegionError(f"{name}.clip must be (low, high) with low <= high, got {clip}")
+    if bool(((center < low) | (center > high)).any()):
+        raise RegionError(
+            f"{name}.center leaves clip {clip}: it ranges over "
+            f"[{float(center.min())}, {float(center.max())}]. Regions are in the units the "
+            "model receives; if the data is normalised, normalise inside the model or "
+            "pass the matching clip"
         )
 
 
@@ -115,19 +133,7 @@ class LinfBall:
                 f"LinfBall.eps of shape {list(eps.shape)} does not broadcast to the centre's "
                 f"{list(center.shape)}"
             )
-        if self.clip is not None:
-            low, high = self.clip
-            if not low <= high:
-                raise RegionError(
-                    f"LinfBall.clip must be (low, high) with low <= high, got {self.clip}"
-                )
-            if bool(((center < low) | (center > high)).any()):
-                raise RegionError(
-                    f"LinfBall.center leaves clip {self.clip}: it ranges over "
-                    f"[{float(center.min())}, {float(center.max())}]. Regions are in the units the "
-                    "model receives; if the data is normalised, normalise inside the model or "
-                    "pass the matching clip"
-                )
+        _require_clip("LinfBall", center, self.clip)
 
     @property
     def shape(self) -> torch.Size:
@@ -145,4 +151,112 @@ class LinfBall:
         return self.interval().upper
 
 
-Region = Box | LinfBall
+@dataclass(frozen=True, eq=False)
+class LpBall:
+    """All points within `eps` of `center` in the p-norm of each sample, cut to `clip`.
+
+    The norm is taken over all dimensions but the first, which is the batch. Bounds use the
+    dual norm where a bound is linear in the input, and the enclosing box elsewhere; `clip`
+    cuts the box.
+
+    Args:
+        center: `[batch, ...]`.
+        eps: radius in input units, a number or `[batch]`.
+        p: at least 1; `math.inf` is `LinfBall`.
+        clip: `(low, high)` range of valid inputs.
+
+    Raises:
+        RegionError: `eps < 0`, p outside [1, inf), no batch dimension, a radius that is not
+            one per sample, or a centre outside `clip`.
+        NonFiniteError: NaN or infinity in the centre or radius.
+    """
+
+    center: Tensor
+    eps: float | Tensor
+    p: float = 2.0
+    clip: tuple[float, float] | None = field(default=None)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        center = torch.as_tensor(self.center)
+        object.__setattr__(self, "center", center)
+        _require_finite(f"{name}.center", center)
+        if center.dim() == 0:
+            raise RegionError(f"{name}.center needs a batch dimension, got a scalar")
+        if not 1.0 <= self.p < math.inf:
+            raise RegionError(f"{name}.p must lie in [1, inf), got {self.p}; see LinfBall for inf")
+        object.__setattr__(self, "p", float(self.p))
+        eps = torch.as_tensor(self.eps, dtype=center.dtype, device=center.device)
+        _require_finite(f"{name}.eps", eps)
+        if bool((eps < 0).any()):
+            raise RegionError(f"{name}.eps must be >= 0, got a minimum of {float(eps.min())}")
+        if eps.numel() not in (1, len(center)) or eps.dim() > center.dim():
+            raise RegionError(
+                f"{name}.eps of shape {list(eps.shape)} is neither a number nor one radius for "
+                f"each of {len(center)} samples"
+            )
+        _require_clip(name, center, self.clip)
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.center.shape
+
+    @property
+    def radius(self) -> Tensor:
+        """`[batch]`, one radius for each sample."""
+        eps = torch.as_tensor(self.eps, dtype=self.center.dtype, device=self.center.device)
+        return eps.reshape(-1).expand(len(self.center))
+
+    def interval(self) -> BallInterval:
+        """The enclosing box, with the ball."""
+        reach = self.radius
+        wide = reach.reshape((-1,) + (1,) * (self.center.dim() - 1))
+        box = linf_interval(self.center, wide, self.clip)
+        return BallInterval(box.lower, box.upper, self.center, reach, self.p)
+
+    @property
+    def lower(self) -> Tensor:
+        return self.interval().lower
+
+    @property
+    def upper(self) -> Tensor:
+        return self.interval().upper
+
+
+class L2Ball(LpBall):
+    """All points within `eps` of `center` in the Euclidean norm; see `LpBall`."""
+
+    def __init__(
+        self,
+        center: Tensor,
+        eps: float | Tensor,
+        clip: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(center, eps, 2.0, clip)
+
+
+class L1Ball(LpBall):
+    """All points within `eps` of `center` in the sum of absolute differences; see `LpBall`."""
+
+    def __init__(
+        self,
+        center: Tensor,
+        eps: float | Tensor,
+        clip: tuple[float, float] | None = None,
+    ) -> None:
+        super().__init__(center, eps, 1.0, clip)
+
+
+Region = Box | LinfBall | LpBall
+
+
+def ball(center: Tensor, eps: float | Tensor, norm: float, clip: Any = None) -> LinfBall | LpBall:
+    """The ball of a norm, `math.inf` included."""
+    if norm == math.inf:
+        return LinfBall(center, eps, clip)
+    return LpBall(center, eps, norm, clip)
+
+
+def norm_of(region: Region | Tensor) -> float | None:
+    """p of a ball that is more than its box, None for boxes and plain tensors."""
+    return region.p if isinstance(region, LpBall) else None

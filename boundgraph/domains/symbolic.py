@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from boundgraph.domains.balls import concretize_block
 from boundgraph.domains.interval import Interval
 
 
@@ -32,10 +33,13 @@ class Symbolic:
         self.blocks = dict(blocks)
 
     def concretize(self) -> Interval:
-        """The tightest interval around the zonotope: centre ± Σ|generator|."""
+        """The tightest interval around the zonotope: centre ± Σ|generator|.
+
+        A block of a p-ball moves an element by the dual norm of its generators instead.
+        """
         radius = None
-        for block in self.blocks.values():
-            part = block.abs().sum(0)
+        for name, block in self.blocks.items():
+            part = concretize_block(name, block)
             radius = part if radius is None else radius + part
         if radius is None:
             return Interval.point(self.center)

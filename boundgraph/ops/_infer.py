@@ -30,6 +30,7 @@ from boundgraph.ir.types import (
     size,
 )
 from boundgraph.ops import _spec, bounded
+from boundgraph.ops._ball import BALL, BALL_ATTRS
 from boundgraph.ops._dtypes import from_torch, to_torch
 from boundgraph.ops._sound import PRECISION, SOUND, TERMS
 from boundgraph.ops.bounded import BACKWARD, INTERVAL, SYMBOLIC
@@ -112,6 +113,10 @@ def infer_node(node: Node) -> TensorType | None:
     if prefix == INTERVAL and name.startswith(SOUND):
         name = name.removeprefix(SOUND)
         attrs = Attrs((k, v) for k, v in attrs.items() if k not in (TERMS, PRECISION))
+    if prefix == INTERVAL and name.startswith(BALL):
+        # The ball's centre and radius stand between the box and the other operands.
+        name, operands = name.removeprefix(BALL), (operands[0], *operands[3:])
+        attrs = Attrs((k, v) for k, v in attrs.items() if k not in BALL_ATTRS)
     spec = _spec.get(name)
     if spec is None:
         return None
@@ -176,7 +181,7 @@ def _rows(attrs: Attrs) -> Size:
 
 def _infer_bound_only(node: Node) -> TensorType:
     type_, op = node.inputs[0].type, node.op.replace(SOUND, "", 1)
-    if node.op == "symbolic.fresh":
+    if node.op in ("symbolic.fresh", "symbolic.ball"):
         return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
     if op == "backward.seed":
         rows = _rows(node.attrs)

@@ -38,6 +38,7 @@ def affine(
     lifted: Rule | None = None,
     adjoint: Rule | None = None,
     constant: Rule | None = None,
+    row_norm: Rule | None = None,
     summary: str = "",
 ) -> OpSpec:
     """An op affine in operand 0, with constant (unbounded) further operands.
@@ -58,6 +59,7 @@ def affine(
             coefficients `[rows, *result shape]`.
         constant: `(coeff, *rest, dims, **attrs)`: coefficients times the offset, summed
             over a sample; absent where the op has no offset.
+        row_norm: see `OpSpec`.
     """
     linear_part: Rule = linear or concrete
     absolute: Rule = magnitude or linear_part
@@ -92,6 +94,7 @@ def affine(
             linear=linear is None,
             backward=transpose_rule(adjoint, constant) if adjoint else None,
             sample=sample,
+            row_norm=row_norm,
             summary=summary,
         )
     )

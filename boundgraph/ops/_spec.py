@@ -132,6 +132,8 @@ class OpSpec:
         learnable: the slope of the lower line is free in [0, 1]; `backward` and `lines`
             take it as an optional tensor after the interval.
         sample: draws a test case.
+        row_norm: `(*rest, q) -> Tensor`, an upper bound on the q-norm of each row of the linear
+            part of an affine op, broadcasting to the result; for regions that are p-balls.
         summary: one line for `boundgraph ops`.
     """
 
@@ -152,6 +154,7 @@ class OpSpec:
     lines: Rule | None = None
     learnable: bool = False
     sample: Sampler | None = None
+    row_norm: Rule | None = None
     summary: str = ""
 
     def accepts(self, position: int) -> bool:

@@ -9,13 +9,15 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
-from boundgraph.ops import _sound, _sound_backward, _spec
+from boundgraph.ops import _ball, _sound, _sound_backward, _spec
 from boundgraph.ops._spec import Rule
 
 INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
@@ -26,6 +28,21 @@ def _symbolic_input(
 ) -> Symbolic:
     """An interval as a zonotope with one symbol per element."""
     return Symbolic(x.center, {block: diagonal(x.radius, batch_dim, features)})
+
+
+def _ball_input(
+    box: Interval,
+    center: Tensor,
+    reach: Tensor,
+    *,
+    block: str,
+    batch_dim: int | None,
+    features: tuple[int, ...],
+) -> Symbolic:
+    """A p-ball as symbols of each sample in the unit ball, scaled by its radius."""
+    rank = len(features) + (batch_dim is not None)
+    wide = torch.ones_like(center) * reach.reshape((-1, *(1,) * (rank - 1)))
+    return Symbolic(center, {block: diagonal(wide, batch_dim, features)})
 
 
 def _seed(like: Interval, *, shape: tuple[int, ...], batch_dim: int | None) -> LinearForm:
@@ -44,15 +61,25 @@ def _assemble(
     batch_dim: int | None,
     shape: tuple[int, ...],
     dims: tuple[tuple[int, ...], ...],
+    norms: tuple[float, ...] = (),
 ) -> Interval:
     """Sum the least values of forms over their intervals; rows become elements again.
 
-    The first half of signed rows bounds the elements from below, the negated second half
+    An end whose norm is not 0 is a ball: its centre and radius follow its interval, and the
+    better of the two least values holds, as the region lies in both. The first half of signed rows bounds the elements from below, the negated second half
     from above.
     """
-    total = None
-    for form, box, over in zip(ends[::2], ends[1::2], dims, strict=True):
+    total, rest = None, iter(ends)
+    for over, norm in zip(dims, norms or (0.0,) * len(dims), strict=True):
+        form, box = next(rest), next(rest)
         part = form.lower_over(box, over)
+        if norm:
+            samples = batch_dim is not None
+            rank = len(over) + samples
+            least = least_over_ball(
+                form.coeff, next(rest), next(rest), norm, rank=rank, samples=samples
+            )
+            part = torch.maximum(part, form.shifted(least))
         total = part if total is None else total + part
     return _elements(total, signed, batch_dim, shape)
 
@@ -96,6 +123,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "interval.point": Interval.point,
     "symbolic.concretize": lambda x: x.concretize(),
     "symbolic.fresh": _symbolic_input,
+    "symbolic.ball": _ball_input,
     "backward.seed": _seed,
     "backward.merge": sum_forms,
     "backward.sign": _sign,
@@ -123,6 +151,12 @@ def rule(op: str) -> Rule:
             if sound is None:
                 raise InternalError(f"no rule for op {op!r}")
             return sound
+    if op.startswith(INTERVAL + _ball.BALL):
+        spec = _spec.get(op.removeprefix(INTERVAL + _ball.BALL))
+        over_ball = None if spec is None else _ball.ball_rule(spec)
+        if over_ball is None:
+            raise InternalError(f"no rule for op {op!r}")
+        return over_ball
     name, attribute = op, "concrete"
     prefixes = ((INTERVAL, "interval"), (SYMBOLIC, "symbolic"), (BACKWARD, "backward"))
     for prefix, field in prefixes:

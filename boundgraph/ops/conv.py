@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boundgraph.domains.balls import safe_norm
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Lowering, OpCase, OpSpec, Rounding, lowers, over_symbols
@@ -141,9 +142,14 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         rows = torch.matmul(coeff.sum(tuple(range(3, 3 + spatial))), bias[0])
         return rows.sum(1) if 1 in dims else rows
 
+    def row_norm(weight: Tensor, *_: Tensor, q: float) -> Tensor:
+        """Of the whole kernel: exact inside, an upper bound where it overlaps the padding."""
+        return safe_norm(weight.flatten(1), q, 1).reshape((-1, *(1,) * spatial))
+
     return affine(
         name,
         concrete,
+        row_norm=None if transposed else row_norm,
         adjoint=_adjoint_of_transposed(spatial) if transposed else _adjoint_of_forward(spatial),
         constant=constant,
         linear=linear_part,

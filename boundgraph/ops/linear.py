@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from boundgraph.domains.balls import safe_norm
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Lowering, OpCase, Rounding, lowers
@@ -51,9 +52,14 @@ def _constant(coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...
     return rows.sum(dims[:-1]) if len(dims) > 1 else rows
 
 
+def _row_norm(weight: Tensor, *_: Tensor, q: float) -> Tensor:
+    return safe_norm(weight, q, 1)
+
+
 linear = affine(
     "linear",
     F.linear,
+    row_norm=_row_norm,
     adjoint=_adjoint,
     constant=_constant,
     linear=_linear_part,

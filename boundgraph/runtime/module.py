@@ -13,8 +13,9 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from boundgraph.domains.enclosure import enclosure
+from boundgraph.domains.balls import BallInterval
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.regions import Region, norm_of
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import NonFiniteError, RegionError, SpecError
@@ -54,6 +55,7 @@ class ProgramInfo:
         spec: the specification merged into it, if any.
         inputs: number of model inputs.
         needs_clean: BatchNorm statistics come from a clean batch, passed separately.
+        norms: inputs that are p-balls, and p; their centres and radii follow all other inputs.
         slopes: names of the free slopes, the last inputs of an `alpha-crown` program.
         output_tree: the model's output structure, None under a specification.
         records: what each pass did.
@@ -66,6 +68,7 @@ class ProgramInfo:
     spec: Spec | None = None
     inputs: int = 1
     needs_clean: bool = False
+    norms: tuple[tuple[str, float], ...] = ()
     slopes: tuple[str, ...] = ()
     output_tree: Any = None
     records: tuple[Any, ...] = field(default=(), compare=False)
@@ -136,7 +139,8 @@ class BoundProgram(nn.Module):
         """Compute without checks, synchronisation or data-dependent branches.
 
         Args:
-            inputs: per model input an `Interval` (bounded) or a tensor.
+            inputs: per model input an `Interval` (bounded; a `BallInterval` where the program
+                was compiled for a ball) or a tensor.
             labels: `[batch]` integers under a `Margin`.
             clean: the clean batch, one tensor per input, where `needs_clean`.
 
@@ -144,19 +148,32 @@ class BoundProgram(nn.Module):
             An `Interval` (or a tensor, where the region does not reach the output), or a
             tuple of them for a model with several outputs.
         """
-        flat: list[Tensor] = []
-        for value in inputs:
-            flat.extend((value.lower, value.upper) if isinstance(value, Interval) else (value,))
-        flat.extend(clean)
-        if isinstance(self.info.spec, Margin):
-            if labels is None:
-                raise SpecError("a program with a Margin needs labels=")
-            flat.append(labels)
-        outputs = self.graph_module(*flat)
+        outputs = self.graph_module(*flatten(self.arguments(inputs, labels, clean)))
         wrapped = tuple(
             _wrap(value, output) for value, output in zip(self.ir.outputs, outputs, strict=True)
         )
         return wrapped[0] if len(wrapped) == 1 else wrapped
+
+    def arguments(
+        self,
+        inputs: Sequence[Interval | Tensor],
+        labels: Tensor | None = None,
+        clean: Sequence[Tensor] = (),
+    ) -> list[Interval | Tensor]:
+        """One value for each input of the program, free slopes apart."""
+        given = [*inputs, *clean]
+        if isinstance(self.info.spec, Margin):
+            if labels is None:
+                raise SpecError("a program with a Margin needs labels=")
+            given.append(labels)
+        if self.info.norms:
+            by_name = dict(zip((value.name for value in self.ir.inputs), inputs, strict=False))
+            for name, norm in self.info.norms:
+                ball = by_name[name]
+                if not isinstance(ball, BallInterval) or ball.norm != norm:
+                    raise RegionError(f"input {name!r} was compiled for a ball of the {norm}-norm")
+                given += [ball.middle, ball.reach]
+        return given
 
     def forward(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
         """Bounds over the regions.
@@ -215,9 +232,7 @@ class BoundProgram(nn.Module):
 
     def interpret(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
         """The same bounds by the reference interpreter, node by node."""
-        values: list[Any] = list(self._check_regions(regions))
-        if labels is not None:
-            values.append(labels)
+        values = self.arguments(self._check_regions(regions), labels)
         lookup = parameter_lookup(self.model, self.constants)
         outputs = interpret(self.ir, values, lookup)
         return self._as_bounds(outputs[0] if len(outputs) == 1 else outputs)
@@ -226,9 +241,7 @@ class BoundProgram(nn.Module):
         self, *regions: Region | Tensor, labels: Tensor | None = None
     ) -> dict[str, Any]:
         """Every value of the program by name, for inspection."""
-        values: list[Any] = list(self._check_regions(regions))
-        if labels is not None:
-            values.append(labels)
+        values = self.arguments(self._check_regions(regions), labels)
         found: dict[str, Any] = {}
         interpret(
             self.ir,
@@ -287,7 +300,25 @@ class BoundProgram(nn.Module):
             checked.append(
                 _check_region(value, region, sizes, enclosure if self.info.sound else None)
             )
+            wanted, norm = dict(self.info.norms).get(value.name), norm_of(region)
+            if wanted != norm:
+                raise RegionError(
+                    f"input {value.name!r} was compiled for {_region_name(wanted)}, "
+                    f"got {_region_name(norm)}; compile again for the new kind of region"
+                )
         return checked
+
+
+def _region_name(norm: float | None) -> str:
+    return "a box" if norm is None else f"a ball of the {norm:g}-norm"
+
+
+def flatten(values: Sequence[Interval | Tensor]) -> list[Tensor]:
+    """Tensors for an emitted module: an interval as its two ends."""
+    flat: list[Tensor] = []
+    for value in values:
+        flat.extend((value.lower, value.upper) if isinstance(value, Interval) else (value,))
+    return flat
 
 
 def _check_region(
@@ -297,8 +328,8 @@ def _check_region(
     corners: Callable[[Any], Interval] | None = None,
 ) -> Interval | Tensor:
     bounded = isinstance(value.type, IntervalType)
-    if bounded != isinstance(region, Box | LinfBall):
-        wanted = "a region (Box or LinfBall)" if bounded else "a plain tensor"
+    if bounded != isinstance(region, Region):
+        wanted = "a region (Box, LinfBall, LpBall)" if bounded else "a plain tensor"
         raise RegionError(
             f"input {value.name!r} was compiled as {wanted}, got {type(region).__name__}"
         )

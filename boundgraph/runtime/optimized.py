@@ -15,7 +15,7 @@ from boundgraph.errors import ConfigError
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
 from boundgraph.runtime.interpret import interpret
-from boundgraph.runtime.module import BoundProgram
+from boundgraph.runtime.module import BoundProgram, flatten
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,7 @@ class OptimizedProgram(BoundProgram):
         with torch.no_grad():
             slopes = self._first_slopes(inputs, labels)
         step = torch.compile(self.graph_module) if self.search.compiled else self.graph_module
-        flat: list[Tensor] = []
-        for value in inputs:
-            flat.extend((value.lower, value.upper) if isinstance(value, Interval) else (value,))
-        if labels is not None:
-            flat.append(labels)
+        flat = flatten(self.arguments(inputs, labels))
         for slope in slopes:
             slope.requires_grad_(True)
         optimizer = torch.optim.Adam(slopes, lr=self.search.learning_rate) if slopes else None
@@ -91,8 +87,7 @@ class OptimizedProgram(BoundProgram):
     ) -> list[Tensor]:
         """CROWN's own choice, read off one interpretation without given slopes."""
         names = self.info.slopes
-        values: list[Any] = [*inputs, *(() if labels is None else (labels,))]
-        values += [None] * len(names)
+        values: list[Any] = [*self.arguments(inputs, labels), *([None] * len(names))]
         seen: dict[str, Any] = {
             str(value): given for value, given in zip(self.ir.inputs, values, strict=True)
         }

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.compiler import METHODS, CompileOptions, compile_capture
+from boundgraph.compiler import METHODS, CompileOptions, compile_capture, norms_by_name
 from boundgraph.compiler import _bounded_names as bounded_names
 from boundgraph.compiler import _capture as capture_model
+from boundgraph.domains.balls import BallInterval, inside_ball, steepest
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.domains.symbolic import Symbolic
@@ -133,7 +134,8 @@ def _bounds_by_method(
     options: Mapping[str, Any],
 ) -> tuple[dict[str, Bounds], dict[str, tuple[Tensor, ...]]]:
     def build(method: str) -> BoundProgram:
-        chosen = CompileOptions(method=method, **options)
+        norms = norms_by_name(captured, regions, {})
+        chosen = CompileOptions(method=method, norms=norms, **options)
         return compile_capture(captured, bounded_names(captured, regions, {}), chosen)
 
     captured = capture_model(model, regions, {}, CompileOptions(**options))
@@ -178,6 +180,14 @@ def _compare(
             )
 
 
+def _far(box: Interval, point: Tensor, grad: Tensor) -> Tensor:
+    """The point of a region that lies farthest along a gradient."""
+    if isinstance(box, BallInterval):
+        reach = box.reach.reshape((-1,) + (1,) * (grad.dim() - 1))
+        return inside_ball(box.middle + reach * steepest(grad, box.norm), box)
+    return torch.where(grad > 0, box.upper, torch.where(grad < 0, box.lower, point))
+
+
 def _model_point(
     model: nn.Module, boxes: Sequence[Interval | Tensor], generator: torch.Generator, index: int
 ) -> list[Tensor]:
@@ -206,7 +216,5 @@ def _model_point(
     for i, grad in zip(moving, grads, strict=True):
         box = boxes[i]
         if grad is not None and isinstance(box, Interval):
-            inputs[i] = torch.where(
-                grad > 0, box.upper, torch.where(grad < 0, box.lower, inputs[i])
-            )
+            inputs[i] = _far(box, inputs[i], grad)
     return inputs
