@@ -22,8 +22,9 @@ from boundgraph.attacks._common import (
 from boundgraph.attacks.pgd import check_counts, pgd
 from boundgraph.compiler import METHODS, compile
 from boundgraph.data.labelled import LabelledData, labelled_batches, sample_count
+from boundgraph.domains.balls import samples_of
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import LinfBall
+from boundgraph.domains.regions import ball
 from boundgraph.domains.specs import Margin
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import (
@@ -134,6 +135,7 @@ def evaluate(
     *,
     method: str | Sequence[str] = "ibp",
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: float = math.inf,
     attack_steps: int = 40,
     restarts: int = 1,
     batch_size: int = 256,
@@ -142,7 +144,7 @@ def evaluate(
     progress: bool | Progress | None = None,
     max_memory: int | None = None,
 ) -> Evaluation:
-    """Clean, attacked and certified accuracy over maximum-norm balls.
+    """Clean, attacked and certified accuracy over balls of a norm.
 
     The attack is PGD on the margin from random starts. Certified samples are attacked too:
     an attack that breaks one is a bug in BoundGraph, and raised as such.
@@ -154,6 +156,7 @@ def evaluate(
         method: bound method, or several: each is tried on what the ones before it left
             undecided, so put the cheap one first.
         clip: range of valid inputs, which cuts the region; None for no cut.
+        norm: of the ball: `math.inf`, 2, 1 or any p >= 1.
         attack_steps: gradient steps of each restart; 0 for no attack.
         restarts: random starts of the attack.
         batch_size: samples at a time where `data` is `(x, y)`.
@@ -181,7 +184,16 @@ def evaluate(
         (1.0, True)
     """
     options = _Options(
-        eps, _methods(method), clip, attack_steps, restarts, batch_size, limit, seed, max_memory
+        eps,
+        _methods(method),
+        clip,
+        norm,
+        attack_steps,
+        restarts,
+        batch_size,
+        limit,
+        seed,
+        max_memory,
     )
     require_eval_mode(model)
     require_finite_weights(model)
@@ -201,6 +213,7 @@ class _Options:
     eps: float
     methods: tuple[str, ...]
     clip: tuple[float, float] | None
+    norm: float
     attack_steps: int
     restarts: int
     batch_size: int
@@ -245,7 +258,7 @@ class _Run:
         check_batch(self.model, x, y)
         device = self.device or x.device
         x, y = x.detach().to(device).clone(), y.detach().to(device)
-        ball = LinfBall(x, options.eps, options.clip)
+        region = ball(x, options.eps, options.norm, options.clip)
         logits = run_model(self.model, x)
         if not bool(torch.isfinite(logits).all()):
             raise NonFiniteError(
@@ -255,7 +268,7 @@ class _Run:
         y = y.long()
         margin = margins(logits, y)
         clean = margin > 0
-        lowest = self._lowest_margins(ball.interval(), y, clean, logits.shape[1])
+        lowest = self._lowest_margins(region.interval(), y, clean, logits.shape[1])
         certified = proves(lowest)
         self._contradiction(certified & ~clean, margin, lowest, y)
         attacked = clean.clone()
@@ -284,19 +297,19 @@ class _Run:
             masks=masks,
         )
 
-    def _lowest_margins(self, ball: Interval, y: Tensor, clean: Tensor, classes: int) -> Tensor:
+    def _lowest_margins(self, box: Interval, y: Tensor, clean: Tensor, classes: int) -> Tensor:
         """`[batch]`: the best lower bound of the smallest margin over the other classes.
 
         The first method bounds every sample, wrong ones included: a certificate for one of
         those would be a contradiction worth hearing of.
         """
-        lowest = torch.full(y.shape, -torch.inf, dtype=ball.lower.dtype, device=y.device)
+        lowest = torch.full(y.shape, -torch.inf, dtype=box.lower.dtype, device=y.device)
         for position, method in enumerate(self.options.methods):
             open_ = ~proves(lowest) & (clean if position else torch.ones_like(clean))
             index = open_.nonzero().squeeze(1)
             if not len(index):
                 break
-            region = Interval(ball.lower[index], ball.upper[index])
+            region = samples_of(box, index)
             program = self._program(method, region.lower, classes)
             for at, bounds in program.run(region, y[index]):
                 rows = lower_bounds(bounds).scatter(1, y[index][at].unsqueeze(1), torch.inf)
@@ -308,7 +321,7 @@ class _Run:
         if method not in self.programs:
 
             def build(pair: Tensor) -> BoundProgram:
-                region = LinfBall(pair, self.options.eps)
+                region = ball(pair, self.options.eps, self.options.norm)
                 return compile(self.model, region, method=method, spec=Margin(classes))
 
             self.programs[method] = ChunkedProgram(build, example, self.options.max_memory)
@@ -325,6 +338,7 @@ class _Run:
             steps=options.attack_steps,
             restarts=options.restarts,
             clip=options.clip,
+            norm=options.norm,
             loss="margin",
             seed=options.seed + len(self.clean),
         )

@@ -43,6 +43,9 @@ Clip = Annotated[
     str,
     typer.Option("--clip", help="Range of valid inputs as LOW,HIGH; or none."),
 ]
+Norm = Annotated[
+    str, typer.Option("--norm", help="Norm of the ball of radius EPS: inf, 2, 1 or any p >= 1.")
+]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads to compute with.", show_default="torch's choice")
 ]
@@ -90,6 +93,23 @@ def parse_clip(text: str) -> tuple[float, float] | None:
     if not low < high:
         raise ConfigError(f"--clip needs LOW < HIGH, got {text!r}")
     return low, high
+
+
+def parse_norm(text: str) -> float:
+    """`inf` or a number >= 1.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    from boundgraph.errors import ConfigError
+
+    try:
+        norm = float(text)
+    except ValueError as error:
+        raise ConfigError(f"--norm must be inf or a number >= 1, got {text!r}") from error
+    if not norm >= 1:
+        raise ConfigError(f"--norm must be inf or a number >= 1, got {text!r}")
+    return norm
 
 
 def parse_methods(text: str) -> tuple[str, ...]:

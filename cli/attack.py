@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,6 +16,7 @@ from boundgraph.cli._options import (
     Download,
     Json,
     Limit,
+    Norm,
     Seed,
     Target,
     Threads,
@@ -22,6 +24,7 @@ from boundgraph.cli._options import (
     check_device,
     examples,
     parse_clip,
+    parse_norm,
     set_threads,
 )
 
@@ -56,6 +59,7 @@ def attack_command(
     loss: Annotated[str, typer.Option(help="What PGD climbs: margin, ce or dlr.")] = "margin",
     weights: Weights = None,
     clip: Clip = "0,1",
+    norm: Norm = "inf",
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     seed: Seed = 0,
@@ -70,6 +74,7 @@ def attack_command(
     from boundgraph import attacks
     from boundgraph.cli._subject import load_subject
     from boundgraph.data.labelled import labelled_batches
+    from boundgraph.errors import ConfigError
 
     out = Output(as_json)
     set_threads(threads)
@@ -87,6 +92,11 @@ def attack_command(
         "loss": loss,
         "seed": seed,
     }
+    p = parse_norm(norm)
+    if p != math.inf:
+        if kind is not Kind.pgd:
+            raise ConfigError("the interval attack searches L-infinity balls; use --kind pgd")
+        options["norm"] = p
     found = {}
     for name in ("pgd", "interval") if kind is Kind.both else (kind.value,):
         run = getattr(attacks, name)

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boundgraph.cli._console import Output
-from boundgraph.cli._options import Clip, Json, Method, ModelFile, examples, parse_clip
+from boundgraph.cli._options import (
+    Clip,
+    Json,
+    Method,
+    ModelFile,
+    Norm,
+    examples,
+    parse_clip,
+    parse_norm,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +34,7 @@ def bounds_command(
     eps: Annotated[float, typer.Option("--eps", "-e", help="Radius, in units of the input.")] = 0.1,
     method: Method = "ibp",
     clip: Clip = "none",
+    norm: Norm = "inf",
     label: Annotated[
         int | None,
         typer.Option(help="Bound the margins of this class over the others instead."),
@@ -41,7 +51,7 @@ def bounds_command(
 
     from boundgraph.cli._model_file import load_model_file
     from boundgraph.cli.compile import compile_loaded
-    from boundgraph.domains.regions import LinfBall
+    from boundgraph.domains.regions import ball
     from boundgraph.errors import ConfigError
 
     if certified and label is None:
@@ -49,8 +59,9 @@ def bounds_command(
     out = Output(as_json)
     loaded = load_model_file(model)
     limits = parse_clip(clip)
-    regions = [LinfBall(x, eps, limits) if x.is_floating_point() else x for x in loaded.inputs]
-    program = compile_loaded(loaded, method, margin=label is not None)
+    p = parse_norm(norm)
+    regions = [ball(x, eps, p, limits) if x.is_floating_point() else x for x in loaded.inputs]
+    program = compile_loaded(loaded, method, margin=label is not None, norm=p)
     labels = None if label is None else torch.full((len(loaded.inputs[0]),), label)
     with torch.no_grad():
         bounds = program(*regions, labels=labels)

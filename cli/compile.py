@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from pathlib import Path
@@ -72,12 +73,14 @@ def compile_command(
     )
 
 
-def compile_loaded(loaded: LoadedModel, method: str, *, margin: bool = False) -> BoundProgram:
+def compile_loaded(
+    loaded: LoadedModel, method: str, *, margin: bool = False, norm: float = math.inf
+) -> BoundProgram:
     """Compile a loaded model; every floating-point input is a region."""
     import torch
 
     from boundgraph.compiler import compile
-    from boundgraph.domains.regions import Box
+    from boundgraph.domains.regions import ball
     from boundgraph.domains.specs import Margin
     from boundgraph.errors import SpecError
 
@@ -89,7 +92,7 @@ def compile_loaded(loaded: LoadedModel, method: str, *, margin: bool = False) ->
             shape = getattr(output, "shape", type(output).__name__)
             raise SpecError(f"a margin needs outputs of shape [batch, classes]; got {shape}")
         spec = Margin(output.shape[1])
-    regions = [Box(x, x) if x.is_floating_point() else x for x in loaded.inputs]
+    regions = [ball(x, 0.0, norm) if x.is_floating_point() else x for x in loaded.inputs]
     return compile(loaded.model, *regions, method=method, spec=spec)
 
 

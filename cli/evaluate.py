@@ -16,6 +16,7 @@ from boundgraph.cli._options import (
     Json,
     Limit,
     Methods,
+    Norm,
     Seed,
     Target,
     Threads,
@@ -24,6 +25,7 @@ from boundgraph.cli._options import (
     examples,
     parse_clip,
     parse_methods,
+    parse_norm,
     set_threads,
 )
 
@@ -43,6 +45,7 @@ def evaluate_command(
     method: Methods = "ibp",
     weights: Weights = None,
     clip: Clip = "0,1",
+    norm: Norm = "inf",
     attack_steps: Annotated[int, typer.Option(help="PGD steps, 0 for no attack.")] = 40,
     restarts: Annotated[int, typer.Option(help="Random starts of PGD.")] = 1,
     limit: Limit = None,
@@ -79,6 +82,7 @@ def evaluate_command(
         parse_methods(method),
         show=sys.stderr.isatty() and not as_json,
         clip=parse_clip(clip),
+        norm=parse_norm(norm),
         attack_steps=attack_steps,
         restarts=restarts,
         limit=limit,

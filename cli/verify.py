@@ -12,12 +12,14 @@ from boundgraph.cli._console import Output
 from boundgraph.cli._options import (
     Download,
     Json,
+    Norm,
     Seed,
     Threads,
     Weights,
     examples,
     parse_clip,
     parse_methods,
+    parse_norm,
     set_threads,
 )
 
@@ -77,6 +79,7 @@ def verify_command(
             show_default="0,1 for images, else none",
         ),
     ] = None,
+    norm: Norm = "inf",
     timeout: Annotated[float, typer.Option(help="Seconds for each sample.")] = 60.0,
     max_memory: Annotated[
         int | None, typer.Option(help="Bytes that bounds may take.", show_default="2 GiB")
@@ -104,7 +107,7 @@ def verify_command(
 
     Exits with 0 where all samples are proved, 1 where one is refuted or unknown.
     """
-    from boundgraph.domains.regions import LinfBall
+    from boundgraph.domains.regions import ball
     from boundgraph.verification import Attack, verify
 
     out = Output(as_json)
@@ -112,7 +115,8 @@ def verify_command(
     model, inputs, truth = _subject(target, data, weights, index, limit, download)
     images = truth is not None
     limits = parse_clip(clip if clip is not None else "0,1" if images else "none")
-    regions = [LinfBall(x, eps, limits) if x.is_floating_point() else x for x in inputs]
+    p = parse_norm(norm)
+    regions = [ball(x, eps, p, limits) if x.is_floating_point() else x for x in inputs]
     chosen, wanted = _property(model, inputs, spec, _labels(label, labels, truth))
     found = verify(
         model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from boundgraph.domains.balls import BallInterval, ball_size, inside_ball, samples_of, steepest
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import LinfBall
+from boundgraph.domains.regions import LinfBall, LpBall
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import ConfigError, DataError, InternalError, NonFiniteError, SpecError
 
@@ -175,6 +177,7 @@ class Search:
         y: Tensor,
         eps: float | Tensor,
         clip: tuple[float, float] | None,
+        norm: float = math.inf,
     ) -> Search:
         """Check the problem and run the model on the clean batch.
 
@@ -191,7 +194,7 @@ class Search:
         # A copy: tensors made under inference_mode could not be differentiated.
         x = x.detach().clone()
         radius = per_sample(eps, x, "eps")
-        ball = LinfBall(x, radius, clip).interval()
+        ball = _ball(x, radius, norm, clip)
         logits = run_model(model, x)
         Margin(logits.shape[1]).check_labels(y, len(x))
         if not bool(torch.isfinite(logits).all()):
@@ -208,7 +211,16 @@ class Search:
         return (self.margin > 0).nonzero().squeeze(1)
 
     def project(self, points: Tensor, index: Tensor) -> Tensor:
-        return points.clamp(self.ball.lower[index], self.ball.upper[index])
+        part = samples_of(self.ball, index)
+        if isinstance(part, BallInterval):
+            return inside_ball(points, part)
+        return points.clamp(part.lower, part.upper)
+
+    def direction(self, gradient: Tensor) -> Tensor:
+        """The steepest direction of unit size in the ball's norm."""
+        if isinstance(self.ball, BallInterval):
+            return steepest(gradient, self.ball.norm)
+        return sign(gradient)
 
     def observe(self, points: Tensor, index: Tensor, margin: Tensor) -> None:
         """Keep the points that are worse for the model than the ones known."""
@@ -241,7 +253,11 @@ class Search:
     def finish(self) -> AttackResult:
         """Check every point once more and hand over the result."""
         lower, upper = self.ball.lower, self.ball.upper
-        if not bool(((self.best >= lower) & (self.best <= upper)).all()):
+        inside = bool(((self.best >= lower) & (self.best <= upper)).all())
+        if isinstance(self.ball, BallInterval):
+            size = ball_size(self.best.double() - self.x.double(), self.ball.norm)
+            inside = inside and bool((size <= self.ball.reach.double()).all())
+        if not inside:
             raise InternalError("an attack left the ball; this is a bug in BoundGraph")
         margin = margins(run_model(self.model, self.best), self.y)
         return AttackResult(
@@ -282,7 +298,18 @@ def random_points(search: Search, generator: torch.Generator) -> Tensor:
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype, device=generator.device)
     noise = noise.to(x.device)
     lower, upper = search.ball.lower, search.ball.upper
-    return (lower + noise * (upper - lower)).clamp(lower, upper)
+    points = (lower + noise * (upper - lower)).clamp(lower, upper)
+    return inside_ball(points, search.ball) if isinstance(search.ball, BallInterval) else points
+
+
+def _ball(x: Tensor, radius: Tensor, norm: float, clip: tuple[float, float] | None) -> Interval:
+    """Where points may lie; a p-ball needs one radius for each sample."""
+    if norm == math.inf:
+        return LinfBall(x, radius, clip).interval()
+    flat = radius.flatten(1) if radius.dim() > 1 else radius.unsqueeze(1)
+    if bool((flat != flat[:, :1]).any()):
+        raise ConfigError(f"the {norm:g}-norm needs one eps for each sample, not one per element")
+    return LpBall(x, flat[:, 0], norm, clip).interval()
 
 
 def make_generator(generator: torch.Generator | None, seed: int) -> torch.Generator:

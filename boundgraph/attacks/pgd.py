@@ -1,6 +1,8 @@
-"""Projected gradient descent in the maximum norm (Madry et al. 2018, arXiv 1706.06083)."""
+"""Projected gradient descent in a p-norm (Madry et al. 2018, arXiv 1706.06083)."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,6 @@ from boundgraph.attacks._common import (
     make_generator,
     per_sample,
     random_points,
-    sign,
 )
 from boundgraph.errors import ConfigError
 
@@ -31,6 +32,7 @@ def pgd(
     loss: str = "ce",
     random_start: bool = True,
     early_stop: bool = True,
+    norm: float = math.inf,
     seed: int = 0,
     generator: torch.Generator | None = None,
 ) -> AttackResult:
@@ -54,6 +56,8 @@ def pgd(
         random_start: start restarts uniformly in the ball; otherwise the first one starts
             from `x`.
         early_stop: leave a sample once it is broken; otherwise go on to the smallest margin.
+        norm: of the ball: `math.inf`, 2, 1 or any p >= 1. Steps go along the steepest
+            direction of that norm, and back into the ball along the ray to its centre.
         seed: of the random starts, where no `generator` is given.
 
     Raises:
@@ -69,7 +73,7 @@ def pgd(
     check_counts(steps=steps, restarts=restarts)
     # Tensors made under a caller's inference_mode could not be differentiated.
     with torch.inference_mode(False):
-        search = Search.begin(model, x, y, eps, clip)
+        search = Search.begin(model, x, y, eps, clip, norm)
         ascent = Ascent(search, steps, step_size, find_loss(loss, search.classes), early_stop)
         random = make_generator(generator, seed)
         for restart in range(restarts):
@@ -120,7 +124,7 @@ class Ascent:
             if self.early_stop and not bool((margin > 0).all()):
                 standing = margin > 0
                 points, index, gradient = points[standing], index[standing], gradient[standing]
-            step = self.step_size[index] * sign(gradient)
+            step = self.step_size[index] * self.search.direction(gradient)
             points = self.search.project(points + step, index)
         if not len(index):
             return points, index

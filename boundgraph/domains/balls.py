@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +31,13 @@ class BallInterval(Interval):
     ) -> None:
         super().__init__(lower, upper)
         self.middle, self.reach, self.norm = middle, reach, norm
+
+
+def samples_of(box: Interval, at: Any) -> Interval:
+    """The part of a region that belongs to some samples (a slice or indices of dimension 0)."""
+    if isinstance(box, BallInterval):
+        return BallInterval(box.lower[at], box.upper[at], box.middle[at], box.reach[at], box.norm)
+    return Interval(box.lower[at], box.upper[at])
 
 
 def dual(norm: float) -> float:
@@ -100,8 +108,9 @@ def concretize_block(name: str, block: Tensor) -> Tensor:
 def inside_ball(points: Tensor, box: BallInterval) -> Tensor:
     """Points pulled along the ray to the centre until they lie inside the ball and its box.
 
-    The radius aimed at is a hair below the true one, so that rounding cannot leave the
-    ball; cutting to the box afterwards moves every element towards the centre.
+    The radius aimed at is a hair below the true one, and elements are rounded towards the
+    centre, so that rounding cannot leave the ball; cutting to the box afterwards moves every
+    element towards the centre, too.
     """
     middle = box.middle.double()
     delta = points.double() - middle
@@ -109,7 +118,10 @@ def inside_ball(points: Tensor, box: BallInterval) -> Tensor:
     reach = box.reach.double() * (1.0 - 1e-6)
     scale = torch.where(size > reach, reach / torch.where(size > 0, size, 1.0), 1.0)
     pulled = middle + delta * scale.reshape((-1,) + (1,) * (delta.dim() - 1))
-    return torch.minimum(torch.maximum(pulled.to(points.dtype), box.lower), box.upper)
+    near = pulled.to(points.dtype)
+    beyond = (near.double() - middle).abs() > (pulled - middle).abs()
+    near = torch.where(beyond, torch.nextafter(near, box.middle), near)
+    return torch.minimum(torch.maximum(near, box.lower), box.upper)
 
 
 def ball_size(delta: Tensor, norm: float) -> Tensor:

@@ -66,8 +66,8 @@ def _assemble(
     """Sum the least values of forms over their intervals; rows become elements again.
 
     An end whose norm is not 0 is a ball: its centre and radius follow its interval, and the
-    better of the two least values holds, as the region lies in both. The first half of signed rows bounds the elements from below, the negated second half
-    from above.
+    better of the two least values holds, as the region lies in both. The first half of signed
+    rows bounds the elements from below, the negated second half from above.
     """
     total, rest = None, iter(ends)
     for over, norm in zip(dims, norms or (0.0,) * len(dims), strict=True):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from boundgraph.domains.balls import samples_of
 from boundgraph.domains.interval import Interval
 from boundgraph.runtime.memory import fixed_batch, samples_within
 from boundgraph.runtime.module import BoundProgram
@@ -38,7 +39,7 @@ class ChunkedProgram:
         """The output of each slice of the batch, unchecked and without gradients."""
         for start in range(0, len(labels), self.samples):
             at = slice(start, start + self.samples)
-            part = Interval(region.lower[at], region.upper[at])
+            part = samples_of(region, at)
             with torch.no_grad():
                 output = self.program.run([part], labels[at])
             yield at, output

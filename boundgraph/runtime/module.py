@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.domains.enclosure import enclosure
 from boundgraph.domains.balls import BallInterval
+from boundgraph.domains.enclosure import enclosure
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region, norm_of
 from boundgraph.domains.specs import LinearSpec, Margin, Spec

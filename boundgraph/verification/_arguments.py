@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from boundgraph.attacks._common import require_eval_mode
 from boundgraph.compiler import METHODS
-from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.regions import Box, LinfBall, LpBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin
 from boundgraph.errors import ConfigError, NonFiniteError, RegionError, SpecError
 from boundgraph.verification.spec import All, Any, AnySpec, Constraint
@@ -86,6 +86,8 @@ def one_sample(region: Region | Tensor, index: int, batch: int) -> Region | Tens
         return region
     if isinstance(region, Box):
         return Box(region.lower[at], region.upper[at])
+    if isinstance(region, LpBall):
+        return LpBall(region.center[at], region.radius[at], region.p, region.clip)
     eps = region.eps
     if isinstance(eps, Tensor):
         eps = eps.expand(region.center.shape)[at]
@@ -96,7 +98,7 @@ def _batch_size(regions: tuple[Region | Tensor, ...]) -> int:
     if not regions:
         raise RegionError("no region given: pass a Box or LinfBall, or one per model input")
     for region in regions:
-        if not isinstance(region, Box | LinfBall | Tensor):
+        if not isinstance(region, Region | Tensor):
             raise RegionError(
                 f"expected Box, LinfBall or a tensor, got {type(region).__name__}; "
                 "e.g. boundgraph.LinfBall(x, eps=0.1)"

@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from boundgraph.attacks._common import sign
 from boundgraph.attacks.pgd import check_counts
+from boundgraph.domains.balls import BallInterval, ball_size, inside_ball, steepest
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import LinfBall, Region
 from boundgraph.errors import InternalError, SpecError
@@ -55,6 +56,9 @@ def attacked_box(region: Region | Tensor) -> Interval | Tensor:
     if isinstance(region, Tensor):
         return region.detach().clone()
     outer = region.interval()
+    if isinstance(outer, BallInterval):
+        # Points are pulled into the ball, a hair inside, wherever they come from.
+        return outer
     lower, upper = outer.lower, outer.upper
     if isinstance(region, LinfBall):
         center = region.center.double()
@@ -139,9 +143,7 @@ class Search:
         assert self.broken is not None
         inputs = tuple(tensor.clone() for tensor in self.broken)
         for tensor, box in zip(inputs, self.boxes, strict=True):
-            if isinstance(box, Interval) and not bool(
-                ((tensor >= box.lower) & (tensor <= box.upper)).all()
-            ):
+            if isinstance(box, Interval) and not _contains(box, tensor):
                 raise InternalError("a counterexample left its region; this is a bug in BoundGraph")
         output = run_model(self.model, inputs)
         rows = self.clauses.rows(output)
@@ -165,7 +167,7 @@ class Search:
             point = box.lower * (1 - share) + box.upper * share
         else:
             point = box.lower * (1 - place) + box.upper * place
-        return point.clamp(box.lower, box.upper)
+        return _into(box, point)
 
     def _corners(self, count: int) -> Iterator[Inputs]:
         yield self._at(0.0)
@@ -174,12 +176,15 @@ class Search:
             yield tuple(
                 box
                 if isinstance(box, Tensor)
-                else torch.where(
-                    (torch.rand(box.lower.shape, generator=self.generator) < 0.5).to(
-                        box.lower.device
+                else _into(
+                    box,
+                    torch.where(
+                        (torch.rand(box.lower.shape, generator=self.generator) < 0.5).to(
+                            box.lower.device
+                        ),
+                        box.lower,
+                        box.upper,
                     ),
-                    box.lower,
-                    box.upper,
                 )
                 for box in self.boxes
             )
@@ -240,8 +245,25 @@ class Search:
     ) -> Tensor:
         if isinstance(box, Tensor) or gradient is None:
             return point
+        if isinstance(box, BallInterval):
+            reach = box.reach.reshape((-1,) + (1,) * (point.dim() - 1)) * share
+            return inside_ball(point - reach * steepest(gradient, box.norm), box)
         step = (box.upper * 0.5 - box.lower * 0.5) * share
         return (point - step * sign(gradient)).clamp(box.lower, box.upper)
+
+
+def _into(box: Interval, point: Tensor) -> Tensor:
+    if isinstance(box, BallInterval):
+        return inside_ball(point, box)
+    return point.clamp(box.lower, box.upper)
+
+
+def _contains(box: Interval, point: Tensor) -> bool:
+    inside = bool(((point >= box.lower) & (point <= box.upper)).all())
+    if isinstance(box, BallInterval):
+        delta = point.double() - box.middle.double()
+        return inside and bool((ball_size(delta, box.norm) <= box.reach.double()).all())
+    return inside
 
 
 def run_model(model: nn.Module, inputs: Inputs) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.regions import Region
 from boundgraph.errors import SoundnessError, UnsupportedError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import certified_precision
@@ -76,7 +76,7 @@ def verify(
 
     Args:
         model: in evaluation mode, with one output tensor `[batch, ...]`; not changed.
-        region: a `Box` or `LinfBall` with a batch dimension, or for several inputs one
+        region: a `Box`, `LinfBall` or `LpBall` with a batch dimension, or for several inputs one
             region or (unperturbed) tensor for each.
         spec: `Margin`, `LinearSpec` (all rows), or `Constraint`s under `All` and `Any`.
         labels: one integer per sample, for a `Margin`.
@@ -105,7 +105,7 @@ def verify(
         >>> verify(model, region, Margin(2), labels=0).name
         'proved'
     """
-    regions = (region,) if isinstance(region, Box | LinfBall) else tuple(region)
+    regions = (region,) if isinstance(region, Region) else tuple(region)
     batch = check(model, regions, spec, timeout, max_memory)
     names, chosen = methods_of(methods), labels_of(labels, batch, spec)
     memory = default_memory(_device(regions[0])) if max_memory is None else max_memory
