@@ -33,6 +33,8 @@ _EXPORTS = {
     "bound": "boundgraph.compiler",
     "compile": "boundgraph.compiler",
     "evaluate": "boundgraph.evaluation",
+    "LinearBounds": "boundgraph.domains.linear_bounds",
+    "linear_bounds": "boundgraph.linear_bounds",
     "load": "boundgraph.runtime.saved",
     "verify": "boundgraph.verification.verify",
 }
@@ -45,11 +47,13 @@ _MODULES = {
 
 if TYPE_CHECKING:
     import boundgraph.attacks as attack
+    import boundgraph.testing as testing
     import boundgraph.training as training
     import boundgraph.verification as verification
     from boundgraph.compiler import bound as bound
     from boundgraph.compiler import compile as compile
     from boundgraph.domains.interval import Interval as Interval
+    from boundgraph.domains.linear_bounds import LinearBounds as LinearBounds
     from boundgraph.domains.regions import Box as Box
     from boundgraph.domains.regions import L1Ball as L1Ball
     from boundgraph.domains.regions import L2Ball as L2Ball
@@ -58,6 +62,7 @@ if TYPE_CHECKING:
     from boundgraph.domains.specs import LinearSpec as LinearSpec
     from boundgraph.domains.specs import Margin as Margin
     from boundgraph.evaluation import evaluate as evaluate
+    from boundgraph.linear_bounds import linear_bounds as linear_bounds
     from boundgraph.runtime.module import BoundProgram as BoundProgram
     from boundgraph.runtime.module import Bounds as Bounds
     from boundgraph.runtime.saved import load as load
@@ -85,7 +90,9 @@ __all__ = [
     "bound",
     "compile",
     "evaluate",
+    "linear_bounds",
     "load",
+    "testing",
     "training",
     "verification",
     "verify",

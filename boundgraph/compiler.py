@@ -36,7 +36,7 @@ from boundgraph.passes import (
     run_pipeline,
 )
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
-from boundgraph.passes.relax_backward import SLOPE
+from boundgraph.passes.relax_backward import SLOPE, linear_inputs
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
 from boundgraph.runtime.optimized import OptimizedProgram
 
@@ -61,6 +61,7 @@ class CompileOptions:
         lower_only: backward methods bound the outputs below only (half the rows).
         rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
         norms: names of captured inputs that are p-balls, and p.
+        linear: the outputs of a backward program are its bounds and then its linear forms.
         target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
     """
 
@@ -74,6 +75,7 @@ class CompileOptions:
     rounding: str = "nearest"
     target: str = "real"
     norms: tuple[tuple[str, float], ...] = ()
+    linear: bool = False
 
     @property
     def sound(self) -> bool:
@@ -168,10 +170,19 @@ def compile(
         rounding,
         target,
     )
-    named_regions = _in_forward_order(model, named_regions)
-    captured = _capture(model, regions, named_regions, options)
-    options = replace(options, norms=norms_by_name(captured, regions, named_regions))
-    return compile_capture(captured, _bounded_names(captured, regions, named_regions), options)
+    return compile_model(model, regions, _in_forward_order(model, named_regions), options)
+
+
+def compile_model(
+    model: nn.Module,
+    regions: Sequence[Region | Tensor],
+    named: Mapping[str, Region | Tensor],
+    options: CompileOptions,
+) -> BoundProgram:
+    """Capture and compile; `named` in the order of `forward`."""
+    captured = _capture(model, regions, named, options)
+    options = replace(options, norms=norms_by_name(captured, regions, named))
+    return compile_capture(captured, _bounded_names(captured, regions, named), options)
 
 
 def bound(
@@ -248,6 +259,7 @@ def pipeline(
                 lower_only=options.lower_only,
                 sound=options.sound,
                 norms=options.norms,
+                linear=options.linear,
             )
         )
     else:
@@ -284,6 +296,7 @@ def compile_capture(
         inputs=len(source.inputs),
         needs_clean=given > len(source.inputs),
         norms=options.norms,
+        linear=linear_inputs(program) if options.linear else (),
         slopes=slopes,
         output_tree=None if options.spec is not None else captured.output_tree,
         records=tuple(records),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from boundgraph import ops
-from boundgraph.errors import Diagnostic, UnsupportedError
+from boundgraph.errors import ConfigError, Diagnostic, UnsupportedError
 from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
 from boundgraph.ir.types import Dim, IntervalType, Stage
 from boundgraph.ops import Kind, OpSpec
@@ -51,6 +51,8 @@ class RelaxBackward(Pass):
         sound: intervals and forms account for rounding; an op whose backward rule has no
             rounding analysis ends the walk, like one without a backward rule.
         norms: which of the inputs are p-balls, and p: forms take their dual norm there.
+        linear: after its bounds the only output gives the forms at the perturbed inputs, and
+            the bounds of what the walk left behind as intervals, if anything.
     """
 
     bounded: tuple[str, ...]
@@ -59,6 +61,7 @@ class RelaxBackward(Pass):
     lower_only: bool = False
     sound: bool = False
     norms: Norms = ()
+    linear: bool = False
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -74,7 +77,7 @@ class RelaxBackward(Pass):
         run.balls.add_inputs(program.inputs)
         for node in program.nodes:
             run.add_node(node)
-        outputs = [] if run.problems else [run.output(value) for value in program.outputs]
+        outputs = [] if run.problems else [v for o in program.outputs for v in run.output(o)]
         if run.problems:
             raise UnsupportedError(list(dict.fromkeys(run.problems)))
         return run.builder.build(outputs)
@@ -145,13 +148,19 @@ class Run:
             span=node.span,
         )
 
-    def output(self, value: Value) -> Value:
+    def output(self, value: Value) -> list[Value]:
         key = str(value)
+        if self.options.linear:
+            if len(self.program.outputs) > 1:
+                raise ConfigError("linear bounds need a model with one output tensor")
+            if key not in self.interval:
+                raise ConfigError("no perturbed input reaches the output: it is a constant")
+            return self._linear(value)
         if key not in self.interval:
-            return self.plain[key]
+            return [self.plain[key]]
         if key not in self.nodes:
-            return self.interval[key]
-        return self._backward(value, signed=not self.options.lower_only)
+            return [self.interval[key]]
+        return [self._backward(value, signed=not self.options.lower_only)]
 
     def _tighten(self, value: Value) -> None:
         """Replace a value's interval by its intersection with backward bounds."""
@@ -192,7 +201,25 @@ class Run:
 
     def _backward(self, value: Value, *, signed: bool) -> Value:
         """The walk from one value to the inputs; an interval of the value."""
-        key = str(value)
+        return self._assemble(value, self._walk_back(value, signed), signed)
+
+    def _linear(self, value: Value) -> list[Value]:
+        """Bounds of the value, the forms at the inputs, and bounds of the rest."""
+        inputs = [str(v) for v in self.program.inputs if str(v) in self.interval]
+        ends = self._walk_back(value, signed=True)
+        ends.sort(key=lambda end: inputs.index(end[1]) if end[1] in inputs else len(inputs))
+        forms = [form for form, box in ends if box not in self.nodes]
+        if len(forms) < len(inputs):
+            raise ConfigError(
+                "a perturbed input does not reach the output, or only through ops without a "
+                "linear rule (see `boundgraph ops`): there is no linear dependence on it"
+            )
+        rest = [end for end in ends if end[1] in self.nodes]
+        found = [self._assemble(value, ends, signed=True), *forms]
+        return [*found, self._assemble(value, rest, signed=True)] if rest else found
+
+    def _walk_back(self, value: Value, signed: bool) -> list[tuple[Value, str]]:
+        """Forms over regions and over intervals where the walk stopped."""
         walk = Walk(self, value, signed)
         pending = sorted(
             (str(node.result) for node in self.ancestors(value)),
@@ -202,7 +229,11 @@ class Run:
         for here in pending:
             if here in walk.forms:
                 walk.step(self.nodes[here])
-        ends = walk.ends()
+        return walk.ends()
+
+    def _assemble(self, value: Value, ends: list[tuple[Value, str]], signed: bool) -> Value:
+        """The least values of forms over what they end at, as an interval of the value."""
+        key = str(value)
         balls = [self.balls.found.get(box) if box not in self.nodes else None for _, box in ends]
         extra: dict[str, Any] = {}
         if any(balls):
@@ -225,7 +256,7 @@ class Run:
                 **extra,
             },
             name=f"{value.name}_backward",
-            span=self.nodes[key].span,
+            span=self.nodes[key].span if key in self.nodes else None,
         )
 
     @property
@@ -276,3 +307,14 @@ class Run:
         if found is None:
             self.problems.append(mixes_samples(node))
         return found
+
+
+def linear_inputs(program: Program) -> tuple[str, ...]:
+    """The inputs that the forms among the outputs of a `linear` program belong to, in order."""
+    bounds = next(node for node in program.nodes if node.result == program.outputs[0])
+    inputs = set(program.inputs)
+    return tuple(
+        value.name
+        for value in bounds.inputs
+        if value in inputs and isinstance(value.type, IntervalType)
+    )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import InternalError
 from boundgraph.ir.program import Program
@@ -107,6 +108,8 @@ def _leaves(value: Any) -> Any:
         return _node(value.lower), _node(value.upper)
     if isinstance(value, Symbolic):
         return _node(value.center), {name: _node(part) for name, part in value.blocks.items()}
+    if isinstance(value, LinearForm):
+        return _node(value.coeff), None if value.offset is None else _node(value.offset)
     return _node(value)
 
 

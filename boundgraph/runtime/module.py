@@ -56,6 +56,7 @@ class ProgramInfo:
         inputs: number of model inputs.
         needs_clean: BatchNorm statistics come from a clean batch, passed separately.
         norms: inputs that are p-balls, and p; their centres and radii follow all other inputs.
+        linear: perturbed inputs whose linear forms follow the bounds in the program's outputs.
         slopes: names of the free slopes, the last inputs of an `alpha-crown` program.
         output_tree: the model's output structure, None under a specification.
         records: what each pass did.
@@ -69,6 +70,7 @@ class ProgramInfo:
     inputs: int = 1
     needs_clean: bool = False
     norms: tuple[tuple[str, float], ...] = ()
+    linear: tuple[str, ...] = ()
     slopes: tuple[str, ...] = ()
     output_tree: Any = None
     records: tuple[Any, ...] = field(default=(), compare=False)
@@ -190,6 +192,14 @@ class BoundProgram(nn.Module):
                 on the wrong side.
             ConfigError: under autocast or with half-precision weights.
         """
+        inputs = self.check(*regions, labels=labels)
+        with self.arithmetic(inputs):
+            return self._as_bounds(self.run(inputs, labels))
+
+    def check(
+        self, *regions: Region | Tensor, labels: Tensor | None = None
+    ) -> list[Interval | Tensor]:
+        """What `forward` requires of its arguments; one value for each model input."""
         inputs = self._check_regions(regions)
         batch = inputs[0].any_part.shape[0] if isinstance(inputs[0], Interval) else len(inputs[0])
         if isinstance(self.spec, Margin):
@@ -203,10 +213,9 @@ class BoundProgram(nn.Module):
         self._check_weights()
         if self.needs_clean:
             raise RegionError("this program was compiled for training; use run(..., clean=...)")
-        with self._arithmetic(inputs):
-            return self._as_bounds(self.run(inputs, labels))
+        return inputs
 
-    def _arithmetic(self, inputs: Sequence[Interval | Tensor]) -> AbstractContextManager[None]:
+    def arithmetic(self, inputs: Sequence[Interval | Tensor]) -> AbstractContextManager[None]:
         """The floating-point settings that the bounds rely on."""
         if not self.info.sound:
             return certified_precision(self.model)
