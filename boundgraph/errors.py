@@ -84,6 +84,10 @@ class CheckpointError(BoundGraphError):
     """A checkpoint or saved program is missing, truncated, altered or could not be written."""
 
 
+class CertificateError(BoundGraphError):
+    """A certificate is missing, or none could be made."""
+
+
 class SoundnessError(BoundGraphError):
     """A certified result contradicts a concrete run: a bug in BoundGraph, never ignored."""
 

@@ -1,0 +1,393 @@
+"""Bounds over the real numbers: error-bounded arithmetic, intervals, backward linear forms.
+
+Part of the checker (see checker.py): numpy and the standard library only. Numbers are float64
+with unit roundoff U = 2⁻⁵³, or exact rationals, where U = ETA = 0.
+
+1. A sum of n products, in any order, with or without fused multiply-add, errs by at most
+   γ(n)·Σ|aᵢbᵢ| + n·ETA, γ(n) = nU/(1 − nU) (Higham, Accuracy and Stability, 3.1); ETA is the
+   smallest positive number. `above` inverts this for sums of non-negative products.
+2. One operation errs by half a unit in the last place: `up` and `down` step past that.
+3. Let v = L·u + b, and let the map M have |L − M| <= ρ|M|. For |u − c| <= r,
+   |L·u − fl(M·c)| <= |M|·(r + (γ + ρ)(|c| + r)) + n·ETA                        (`_affine`)
+4. A form a·v + o goes on to u with a' = fl(aᵀM), from there on exact by definition. What that
+   drops, |(aᵀL − a')·u| <= (γ + ρ)·|a|ᵀ(|M|·mag(u)) + n·ETA·Σmag(u), comes off o (`_through`)
+5. On [l, u] a line of any slope s lies below f with the offset min f(x) − s·x, and above with
+   the maximum. Piecewise linear f take them at l, u or the kink (`_kinked`); for sigmoid and
+   tanh the interval is cut into pieces, and f(x) − s·x stays within max|f' − s|·h of its value
+   at the middle of a piece of half-width h (`_curved`).
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+
+U, ETA = 2.0**-53, 2.0**-1074
+PIECES = 32
+Array = Any  # numpy arrays of float64, or of Fraction objects
+
+
+class Refused(Exception):  # noqa: N818
+    """The certificate does not prove its claim, or the checker cannot tell."""
+
+
+def require(condition: bool, message: str) -> None:
+    if not condition:
+        raise Refused(message)
+
+
+class Arithmetic:
+    """float64 with error bounds, or exact rationals in object arrays."""
+
+    def __init__(self, exact: bool) -> None:
+        self.exact = exact
+        self.u, self.eta = (Fraction(0), Fraction(0)) if exact else (U, ETA)
+
+    def array(self, values: Any) -> Array:
+        """The same numbers; whatever cannot be kept exactly is refused."""
+        given = np.asarray(values)
+        if not self.exact:
+            floats = given.astype(np.float64)
+            require(given.dtype.kind != "i" or bool(np.all(np.abs(given) < 2**53)), "large integer")
+            return floats
+        made = np.empty(given.size, dtype=object)
+        made[:] = [Fraction(v) for v in given.ravel().tolist()]
+        return made.reshape(given.shape)
+
+    def zeros(self, shape: Any) -> Array:
+        return self.array(np.zeros(shape))
+
+    def gamma(self, terms: int) -> Any:
+        return self.u * (terms + 2) * (1 if self.exact else 1.01)
+
+    def up(self, x: Array) -> Array:
+        return x if self.exact else np.nextafter(x, np.inf)
+
+    def down(self, x: Array) -> Array:
+        return x if self.exact else np.nextafter(x, -np.inf)
+
+    def above(self, total: Array, terms: int) -> Array:
+        """At least the exact sum, from a computed sum of non-negative products (1.)."""
+        return self.up(self.up(total + 4 * terms * self.eta) * (1 + 2 * self.gamma(terms)))
+
+    def sum_below(self, products: Array) -> Array:
+        """At most the exact row sums of products that were each rounded once."""
+        n = products.shape[-1] + 1
+        slack = self.up(self.above(np.abs(products).sum(-1), n) * (2 * self.gamma(n)))
+        return self.down(products.sum(-1) - self.up(slack + 4 * n * self.eta))
+
+    def sum_above(self, weights: Array, vector: Array) -> Array:
+        """At least `|weights|·vector`, for a vector of non-negative numbers."""
+        return self.above(np.abs(weights) @ vector, len(vector))
+
+    def quotient(self, numerator: Array, denominator: Array) -> tuple[Array, Any]:
+        """`numerator / denominator` and its relative error."""
+        require(bool(np.all(denominator != 0)), "division by 0")
+        found = numerator / denominator
+        normal = (np.abs(found) > 2.0**-900) | (numerator == 0)
+        require(bool(np.all(normal)), "a quotient underflows")
+        return found, 4 * self.u
+
+    def sqrt(self, x: Array) -> tuple[Array, Any]:
+        """Square roots and their relative error, one rounding of x before included."""
+        require(bool(np.all(x > 2.0**-900)), "the square root of a number that is not positive")
+        if not self.exact:
+            return np.sqrt(x), 2 * U
+        roots = [
+            Fraction(math.isqrt(v.numerator * v.denominator << 200), v.denominator << 100)
+            for v in x.ravel()
+        ]
+        return np.array(roots, dtype=object).reshape(x.shape), Fraction(1, 2**60)
+
+
+def _difference(ar: Arithmetic, x: Any, y: Array) -> tuple[Array, Array]:
+    """`x − y`, enclosed; a difference is 0 only where it is exactly so."""
+    gap = x - y
+    return np.where(gap == 0, gap, ar.down(gap)), np.where(gap == 0, gap, ar.up(gap))
+
+
+def _kinked(ar: Arithmetic, low: Array, high: Array, slope: Array, kink: Any) -> Any:
+    """Offsets below and above `max(x, 0) + kink·min(x, 0)` on [low, high], low < 0 < high.
+
+    `f(x) − slope·x` is linear on each side of 0, so its extremes are at low, 0 and high.
+    """
+    found = [ar.zeros(np.broadcast_shapes(np.shape(slope), np.shape(low)))] * 2
+    for factor, end in ((kink, low), (1, high)):
+        small, large = (d * end for d in _difference(ar, factor, slope))
+        still = (small == 0) & (large == 0)
+        lesser, greater = np.minimum(small, large), np.maximum(small, large)
+        found[0] = np.minimum(found[0], np.where(still, lesser, ar.down(lesser)))
+        found[1] = np.maximum(found[1], np.where(still, greater, ar.up(greater)))
+    return found
+
+
+def _tail(x: Array) -> tuple[Array, Array]:
+    """`1 / (1 + exp(x))` for x >= 0, enclosed.
+
+    exp(x) is exp(x/128) squared seven times. The Taylor sum of degree 16 at x/128 <= 0.32 has
+    positive terms, three roundings for each, and a remainder below 1e-23; a squaring doubles
+    the relative error: (48 + 1)·128·U + 128·U < 2⁻⁴⁰. With two more operations it stays below
+    2⁻³⁷. Beyond 40 the value lies between 0 and the value at 40.
+    """
+    y = np.minimum(x, 40.0) / 128.0
+    power = np.ones_like(y)
+    for k in range(16, 0, -1):
+        power = 1.0 + y / k * power
+    for _ in range(7):
+        power = power * power
+    tail = 1.0 / (1.0 + power)
+    return np.where(x > 40.0, 0.0, tail * (1.0 - 2.0**-36)), tail * (1.0 + 2.0**-36)
+
+
+def _s_shaped(name: str, x: Array) -> tuple[Array, Array]:
+    """sigmoid or tanh in float64, enclosed: `σ(x) = 1 − tail(x)`, `tanh x = 1 − 2·tail(2x)`."""
+    factor = 1.0 if name == "sigmoid" else 2.0
+    low, high = (factor * t for t in _tail(factor * np.abs(x)))
+    right = np.nextafter(1.0 - high, -np.inf), np.nextafter(1.0 - low, np.inf)
+    left = (low, high) if name == "sigmoid" else (-right[1], -right[0])
+    return np.where(x >= 0, right[0], left[0]), np.where(x >= 0, right[1], left[1])
+
+
+def _steepness(name: str, near: Array, far: Array) -> tuple[Array, Array]:
+    """The least and largest derivative where |x| runs from near to far; it falls with |x|."""
+    (_, most), (least, _) = _s_shaped(name, far), _s_shaped(name, near)
+    if name == "sigmoid":  # p(1 − p), falling for p >= 1/2
+        least = np.maximum(least, 0.5)
+        low, high = most * np.nextafter(1.0 - most, -np.inf), least * np.nextafter(1 - least, 2.0)
+    else:
+        least = np.maximum(least, 0.0)
+        low = 1.0 - np.nextafter(most * most, np.inf)
+        high = 1.0 - np.nextafter(least * least, -np.inf)
+    return np.nextafter(low, -np.inf), np.nextafter(high, np.inf)
+
+
+def _curved(name: str, low: Array, high: Array, slope: Array) -> tuple[Array, Array]:
+    """Offsets of lines below and above sigmoid or tanh on [low, high], in float64."""
+    down, up = (lambda v: np.nextafter(v, -np.inf)), (lambda v: np.nextafter(v, np.inf))
+    low, high, slope = low[..., None], high[..., None], slope[..., None]
+    edges = low + (high - low) * (np.arange(PIECES + 1) / PIECES)
+    edges = np.clip(edges, low, high)
+    edges[..., :1], edges[..., -1:] = low, high
+    edges = np.maximum.accumulate(edges, axis=-1)
+    start, stop = edges[..., :-1], edges[..., 1:]
+    middle = start * 0.5 + stop * 0.5
+    half = up(np.maximum(stop - middle, middle - start))
+    near = np.where((start <= 0) & (stop >= 0), 0.0, np.minimum(np.abs(start), np.abs(stop)))
+    slowest, fastest = _steepness(name, near, np.maximum(np.abs(start), np.abs(stop)))
+    drift = up(np.maximum(np.abs(fastest - slope), np.abs(slope - slowest)))
+    least, most = _s_shaped(name, middle)
+    line, drift = slope * middle, up(drift * half)
+    below, above = down(least - up(line)) - drift, up(most - down(line)) + drift
+    return down(below).min(-1), up(above).max(-1)
+
+
+class Engine:
+    """Enclosures of the values of a network, and lower bounds of linear forms on them.
+
+    Args:
+        network: steps in order.
+        region: ends of each input.
+        slopes: step position -> slopes (below, above) of its lines.
+    """
+
+    def __init__(self, network: Any, region: list[tuple[Array, Array]], slopes: Any) -> None:
+        self.network, self.ar, self.slopes = network, network.arithmetic, slopes
+        self.ends: dict[int, tuple[Array, Array]] = {}
+        self._reach: dict[tuple[int, int], Array] = {}
+        self._lines: dict[int, Any] = {}
+        for position, (low, high) in enumerate(region):
+            require(bool(np.all(low <= high)), "the region is empty")
+            self.set(position, low, high)
+
+    def set(self, at: int, low: Array, high: Array) -> None:
+        if not self.ar.exact:
+            good = bool(np.isfinite(low).all() and np.isfinite(high).all())
+            require(good, f"bounds of {self.network.steps[at].name} overflow")
+        self.ends[at] = (low, high)
+
+    def magnitude(self, at: int) -> Array:
+        low, high = self.ends[at]
+        return np.maximum(np.abs(low), np.abs(high))
+
+    def forward(self, at: int) -> tuple[Array, Array]:
+        """The interval of a step from those of its operands."""
+        step, ar = self.network.steps[at], self.ar
+        if step.curve is not None:
+            return self._curve_ends(step)
+        if step.windows is not None:
+            low, high = self._taken(step)
+            return low.max(1), high.max(1)
+        total = (ar.zeros(step.size),) * 2 if step.bias is None else step.bias
+        for source, map_ in step.parts:
+            low, high = self._affine(map_, *self.ends[source])
+            total = ar.down(total[0] + low), ar.up(total[1] + high)
+        return total
+
+    def _center(self, low: Array, high: Array) -> tuple[Array, Array]:
+        center = low / 2 + high / 2
+        return center, self.ar.up(np.maximum(high - center, center - low))
+
+    def _affine(self, map_: Any, low: Array, high: Array) -> tuple[Array, Array]:
+        ar = self.ar
+        center, radius = self._center(low, high)
+        error = ar.gamma(map_.terms) + map_.relative
+        wide = ar.up(radius + ar.up(error * ar.up(np.abs(center) + radius)))
+        spread = ar.above(map_.absolute().apply(wide[None])[0], map_.terms)
+        middle = map_.apply(center[None])[0]
+        return ar.down(middle - spread), ar.up(middle + spread)
+
+    def _curve_ends(self, step: Any) -> tuple[Array, Array]:
+        low, high = self.ends[step.source]
+        if step.curve != "kinked":
+            low, high = self._floats(low, high)
+            low, high = _s_shaped(step.curve, low)[0], _s_shaped(step.curve, high)[1]
+            return self.ar.array(low), self.ar.array(high)
+        values = [(np.maximum(e, 0), np.minimum(e, 0) * step.kink) for e in (low, high)]
+        below = [r + (n if step.kink in (0, 1) else self.ar.down(n)) for r, n in values]
+        above = [r + (n if step.kink in (0, 1) else self.ar.up(n)) for r, n in values]
+        inside = (low < 0) & (high > 0)
+        least, most = np.minimum(*below), np.maximum(*above)
+        return np.where(inside, np.minimum(least, 0), least), most
+
+    def _floats(self, low: Array, high: Array) -> tuple[Array, Array]:
+        if not self.ar.exact:
+            return low, high
+        return (np.nextafter(low.astype(np.float64), -np.inf),
+                np.nextafter(high.astype(np.float64), np.inf))  # fmt: skip
+
+    def _taken(self, step: Any) -> tuple[Array, Array]:
+        """`[outputs, taps]` ends of what a maximum reads, −inf in the padding."""
+        absent = step.windows < 0
+        low, high = (np.where(absent, -np.inf, end[step.windows]) for end in self.ends[step.source])
+        return low, high
+
+    def line(self, at: int, slope: Array, side: int) -> tuple[Array, Array]:
+        """Slope and offset of a line below (side 0) or above (side 1) a curve."""
+        step, (low, high) = self.network.steps[at], self.ends[self.network.steps[at].source]
+        if step.curve != "kinked":
+            ends = [e.astype(np.float64) for e in (*self._floats(low, high), slope)]
+            return slope, self.ar.array(_curved(step.curve, *ends)[side])
+        bent = (low < 0) & (high > 0)
+        offset = _kinked(
+            self.ar, np.where(bent, low, -1), np.where(bent, high, 1), slope, step.kink
+        )[side]
+        straight = np.where(low >= 0, 1, step.kink)
+        return np.where(bent, slope, straight), np.where(bent, offset, 0 * offset)
+
+    def lines(self, at: int) -> list[tuple[Array, Array]]:
+        """The recorded lines of a curve, below and above."""
+        if at not in self._lines:
+            require(at in self.slopes, f"no slopes recorded for {self.network.steps[at].name}")
+            pair = self.slopes[at]
+            self._lines[at] = [self.line(at, slope, side) for side, slope in enumerate(pair)]
+        return self._lines[at]
+
+    def backward(
+        self, at: int, rows: Array, chosen: dict[int, Array] | None = None,
+        trace: dict[int, Array] | None = None,
+    ) -> Array:  # fmt: skip
+        """Lower bounds of `rows·v` for the value v of a step, over the whole region.
+
+        Args:
+            at: position of the step.
+            rows: `[rows, elements]`, taken as exact.
+            chosen: step position -> `[rows, elements]`, slopes of lines below for these rows.
+            trace: filled with the coefficients of every step that the walk met.
+        """
+        total, waiting = self.ar.zeros(len(rows)), {at: [rows]}
+        for here in range(at, -1, -1):
+            if here not in waiting:
+                continue
+            form, total = self._sum(here, waiting.pop(here), total)
+            if trace is not None:
+                trace[here] = form
+            step = self.network.steps[here]
+            if step.curve is not None:
+                below = None if chosen is None else chosen.get(here)
+                new, total = self._bent(here, form, total, below)
+                waiting.setdefault(step.source, []).append(new)
+            elif step.windows is not None:
+                new, total = self._largest(here, form, total)
+                waiting.setdefault(step.source, []).append(new)
+            elif step.parts:
+                if step.bias is not None:
+                    bias = np.where(form >= 0, form * step.bias[0], form * step.bias[1])
+                    total = self.ar.down(total + self.ar.sum_below(bias))
+                for part, (source, map_) in enumerate(step.parts):
+                    reach = self._reach_of(here, part)
+                    new, total = self._through(form, total, map_, reach, self.magnitude(source))
+                    waiting.setdefault(source, []).append(new)
+            else:
+                total = self.ar.down(total + self.least(form, here))
+        require(self.ar.exact or bool(np.isfinite(total).all()), "a backward bound overflows")
+        return total
+
+    def least(self, form: Array, at: int) -> Array:
+        """Lower bounds of `form·v` from the enclosure of v alone."""
+        ar, (center, radius) = self.ar, self._center(*self.ends[at])
+        n = len(center) + 1
+        wide = ar.up(radius + ar.up(ar.gamma(n) * np.abs(center)))
+        return ar.down(form @ center - ar.sum_above(form, wide))
+
+    def _sum(self, at: int, parts: list[Array], total: Array) -> tuple[Array, Array]:
+        """Readers of one value add their forms, each addition with one rounding."""
+        form = parts[0]
+        for part in parts[1:]:
+            form = form + part
+            drop = self.ar.up(self.ar.u * self.ar.sum_above(form, self.magnitude(at)))
+            total = self.ar.down(total - drop)
+        return form, total
+
+    def _reach_of(self, at: int, part: int) -> Array:
+        """`|M|·mag(u)` of an affine part, one product for all rows."""
+        if (at, part) not in self._reach:
+            source, map_ = self.network.steps[at].parts[part]
+            reach = map_.absolute().apply(self.magnitude(source)[None])[0]
+            self._reach[at, part] = self.ar.above(reach, map_.terms)
+        return self._reach[at, part]
+
+    def _through(
+        self, form: Array, total: Array, map_: Any, reach: Array, magnitude: Array
+    ) -> tuple[Array, Array]:
+        ar = self.ar
+        error = ar.gamma(map_.terms_back) + map_.relative
+        drop = ar.sum_above(form, ar.up(error * reach))
+        tiny = ar.up(4 * map_.terms_back * ar.eta * ar.above(magnitude.sum(), len(magnitude)))
+        return map_.transpose(form), ar.down(total - ar.up(drop + tiny))
+
+    def _bent(self, at: int, form: Array, total: Array, below: Any) -> tuple[Array, Array]:
+        """The line below where the coefficient is positive, the one above elsewhere."""
+        ar, source = self.ar, self.network.steps[at].source
+        lines = self.lines(at)
+        under = lines[0] if below is None else self.line(at, below, 0)
+        slope, offset = (np.where(form >= 0, *pair) for pair in zip(under, lines[1], strict=True))
+        new = form * slope
+        magnitude = self.magnitude(source)
+        drop = ar.up(ar.u * ar.sum_above(new, magnitude))
+        tiny = ar.up(4 * ar.eta * ar.above(magnitude.sum(), len(magnitude)))
+        total = ar.down(total + ar.sum_below(form * offset))
+        return new, ar.down(total - ar.up(drop + tiny))
+
+    def winners(self, at: int) -> tuple[Array, Array, Array]:
+        """Of each window the element with the largest lower end, whether it is the maximum
+        everywhere, and the largest upper end."""
+        step = self.network.steps[at]
+        low, high = self._taken(step)
+        best = low.argmax(1)[:, None]
+        index = np.take_along_axis(step.windows, best, 1)
+        others = np.where(np.arange(low.shape[1]) == best, -np.inf, high)
+        return index, (others <= np.take_along_axis(low, best, 1)).all(1), high.max(1)
+
+    def _largest(self, at: int, form: Array, total: Array) -> tuple[Array, Array]:
+        """A maximum is at least any of its elements, and at most the largest upper end."""
+        index, always, top = self.winners(at)
+        follows = (form >= 0) | always
+        total = self.ar.down(total + self.ar.sum_below(np.where(follows, 0 * top, form * top)))
+        source = self.network.steps[at].source
+        map_ = self.network.gather(index, self.network.steps[source].size)
+        magnitude = self.magnitude(source)
+        reach = magnitude[index[:, 0]]
+        return self._through(np.where(follows, form, 0 * form), total, map_, reach, magnitude)
