@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from boundgraph.cli import attack, bounds, compile, evaluate, ops, show, train, verify
+from boundgraph.cli import attack, bounds, check, compile, evaluate, ops, show, train, verify
 
 EPILOG = (
     "Start with [bold]boundgraph train[/bold] (about a minute on a CPU), or with "
@@ -47,7 +47,7 @@ def _options(
     """Options of all commands."""
 
 
-for module in (compile, bounds, show, ops, train, evaluate, attack, verify):
+for module in (compile, bounds, show, ops, train, evaluate, attack, verify, check):
     name = module.__name__.rpartition(".")[2]
     app.command(name, epilog=module.EXAMPLES)(getattr(module, f"{name}_command"))
 

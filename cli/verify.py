@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "boundgraph verify model.py --eps 0.01 --label 3",
     "boundgraph verify model.py --eps 0.01 --spec spec.json --counterexample broken.pt",
+    "boundgraph verify model.py --eps 0.01 --certificate proof.json",
     "boundgraph verify runs/20260101-120000 --eps 0.1 --index 0 --limit 10 --timeout 20",
 )
 STYLES = {"proved": "bold green", "refuted": "bold red", "unknown": "bold yellow"}
@@ -98,6 +99,13 @@ def verify_command(
     counterexample: Annotated[
         Path | None, typer.Option(help="Save counterexamples here (torch.load).")
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            help="Write a certificate of the proof here, for `boundgraph check`; with several "
+            "samples NAME-0.json, NAME-1.json, …"
+        ),
+    ] = None,
     seed: Seed = 0,
     threads: Threads = None,
     download: Download = False,
@@ -105,7 +113,8 @@ def verify_command(
 ) -> None:
     """Prove that the class (or a spec) holds for every input within EPS, or refute it.
 
-    Exits with 0 where all samples are proved, 1 where one is refuted or unknown.
+    Exits with 0 where all samples are proved (and, with --certificate, certified), 1 where
+    one is refuted, unknown or has no certificate.
     """
     from boundgraph.domains.regions import ball
     from boundgraph.verification import Attack, verify
@@ -129,6 +138,7 @@ def verify_command(
         attack=Attack(steps=steps, restarts=restarts),
         seed=seed,
         progress=sys.stderr.isatty() and not as_json,
+        certificate=certificate is not None,
     )
     verdicts = found if isinstance(found, list) else [found]
     for sample, verdict in enumerate(verdicts):
@@ -138,6 +148,7 @@ def verify_command(
     if saved:
         out.say(f"{saved} counterexample(s) saved to {counterexample}")
     proved = all(verdict.name == "proved" for verdict in verdicts)
+    written = _save_certificates(out, certificate, verdicts)
     given = None if wanted is None else wanted.tolist()
     out.finish(
         {
@@ -146,9 +157,10 @@ def verify_command(
             "labels": given,
             "verdicts": [_as_dict(verdict) for verdict in verdicts],
             "counterexample": str(counterexample) if saved else None,
+            "certificates": written,
         }
     )
-    if not proved:
+    if not proved or (certificate is not None and None in written):
         raise typer.Exit(1)
 
 
@@ -241,6 +253,24 @@ def _save(path: Path | None, verdicts: list[Verdict]) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"counterexamples": found}, path)
     return len(found)
+
+
+def _save_certificates(out: Output, path: Path | None, verdicts: list[Verdict]) -> list[str | None]:
+    """Write one certificate for each proved sample; where each went."""
+    from boundgraph.verification import Proved
+
+    if path is None:
+        return []
+    written: list[str | None] = []
+    for sample, verdict in enumerate(verdicts):
+        made = verdict.certificate if isinstance(verdict, Proved) else None
+        if isinstance(verdict, Proved) and made is None:
+            out.say(f"sample {sample}: {verdict.uncertified}", style="bold yellow")
+        where = path if len(verdicts) == 1 else path.with_stem(f"{path.stem}-{sample}")
+        written.append(str(made.save(where)) if made is not None else None)
+        if made is not None:
+            out.say(f"certificate written to {where}; check it with `boundgraph check {where}`")
+    return written
 
 
 def _as_dict(verdict: Verdict) -> dict[str, Any]:

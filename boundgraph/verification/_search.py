@@ -67,7 +67,7 @@ class Search:
     def __init__(
         self, document: dict[str, Any], tensors: dict[str, Array], time_left: Callable[[], float]
     ) -> None:
-        blank = {"bounds": {}, "slopes": {}, "row_slopes": {}, "witnesses": []}
+        blank: dict[str, Any] = {"bounds": {}, "slopes": {}, "row_slopes": {}, "witnesses": []}
         self.document, self.tensors = {**document, "proof": blank}, tensors
         self.time_left = time_left
 
@@ -231,7 +231,7 @@ class _Attempt:
         return self.conclude(kept)
 
     def _gradients(self, slopes: dict[int, Array], trace: dict[int, Array]) -> dict[int, Array]:
-        values: dict[int, Array] = {}
+        values: dict[int, Any] = {}
         gradients = {}
         for at in sorted(trace):
             form, step = trace[at], self.network.steps[at]
@@ -251,10 +251,11 @@ class _Attempt:
                 follows = (form >= 0) | always
                 values[at] = np.where(follows, values[step.source][:, index[:, 0]], top)
             elif step.parts:
-                total = sum(map_.apply(values[source]) for source, map_ in step.parts)
+                total: Any = sum(map_.apply(values[source]) for source, map_ in step.parts)
                 values[at] = total if step.bias is None else total + step.bias[0]
             else:
-                values[at] = np.where(form >= 0, *self.engine.ends[at])
+                low, high = self.engine.ends[at]
+                values[at] = np.where(form >= 0, low, high)
         return gradients
 
 
@@ -266,7 +267,7 @@ def _rounded(values: Array, towards: float) -> Array:
     return near.astype(np.float64)
 
 
-def _s_slopes(curve: str, low: Array, high: Array) -> tuple[Array, Array]:
+def _s_slopes(curve: str | None, low: Array, high: Array) -> tuple[Array, Array]:
     """Chord and tangent where the curve bends one way, else the smaller of the end slopes."""
 
     def value(x: Array) -> Array:

@@ -36,8 +36,14 @@ if __package__:
     from boundgraph.verification.checker_bounds import Arithmetic, Array, Engine, Refused, require
     from boundgraph.verification.checker_network import Network
 else:  # run as a script, beside the other two
-    from checker_bounds import Arithmetic, Array, Engine, Refused, require
-    from checker_network import Network
+    from checker_bounds import (  # type: ignore[import-not-found,no-redef]
+        Arithmetic,
+        Array,
+        Engine,
+        Refused,
+        require,
+    )
+    from checker_network import Network  # type: ignore[import-not-found,no-redef]
 
 FORMAT = "boundgraph certificate 1"
 DTYPES = ("float16", "float32", "float64", "int64", "int32", "bool")

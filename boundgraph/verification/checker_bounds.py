@@ -44,7 +44,8 @@ class Arithmetic:
 
     def __init__(self, exact: bool) -> None:
         self.exact = exact
-        self.u, self.eta = (Fraction(0), Fraction(0)) if exact else (U, ETA)
+        self.u: Any = Fraction(0) if exact else U
+        self.eta: Any = Fraction(0) if exact else ETA
 
     def array(self, values: Any) -> Array:
         """The same numbers; whatever cannot be kept exactly is refused."""
@@ -56,6 +57,16 @@ class Arithmetic:
         made = np.empty(given.size, dtype=object)
         made[:] = [Fraction(v) for v in given.ravel().tolist()]
         return made.reshape(given.shape)
+
+    def checked(self, x: Array, what: str) -> Array:
+        """Finite, and rational where rationals are promised: no float slipped in."""
+        if not self.exact:
+            require(bool(np.isfinite(x).all()), f"{what} overflow")
+            return x
+        require(all(isinstance(v, int | Fraction) for v in x.ravel()), f"{what} are not rational")
+        made = np.empty(x.shape, dtype=object)
+        made.ravel()[:] = [Fraction(v) for v in x.ravel()]
+        return made
 
     def zeros(self, shape: Any) -> Array:
         return self.array(np.zeros(shape))
@@ -101,6 +112,9 @@ class Arithmetic:
             for v in x.ravel()
         ]
         return np.array(roots, dtype=object).reshape(x.shape), Fraction(1, 2**60)
+
+
+FLOATS = Arithmetic(exact=False)
 
 
 def _difference(ar: Arithmetic, x: Any, y: Array) -> tuple[Array, Array]:
@@ -166,7 +180,7 @@ def _steepness(name: str, near: Array, far: Array) -> tuple[Array, Array]:
 
 def _curved(name: str, low: Array, high: Array, slope: Array) -> tuple[Array, Array]:
     """Offsets of lines below and above sigmoid or tanh on [low, high], in float64."""
-    down, up = (lambda v: np.nextafter(v, -np.inf)), (lambda v: np.nextafter(v, np.inf))
+    down, up = FLOATS.down, FLOATS.up
     low, high, slope = low[..., None], high[..., None], slope[..., None]
     edges = low + (high - low) * (np.arange(PIECES + 1) / PIECES)
     edges = np.clip(edges, low, high)
@@ -203,10 +217,8 @@ class Engine:
             self.set(position, low, high)
 
     def set(self, at: int, low: Array, high: Array) -> None:
-        if not self.ar.exact:
-            good = bool(np.isfinite(low).all() and np.isfinite(high).all())
-            require(good, f"bounds of {self.network.steps[at].name} overflow")
-        self.ends[at] = (low, high)
+        what = f"bounds of {self.network.steps[at].name}"
+        self.ends[at] = self.ar.checked(low, what), self.ar.checked(high, what)
 
     def magnitude(self, at: int) -> Array:
         low, high = self.ends[at]
@@ -322,8 +334,7 @@ class Engine:
                     waiting.setdefault(source, []).append(new)
             else:
                 total = self.ar.down(total + self.least(form, here))
-        require(self.ar.exact or bool(np.isfinite(total).all()), "a backward bound overflows")
-        return total
+        return self.ar.checked(total, "backward bounds")
 
     def least(self, form: Array, at: int) -> Array:
         """Lower bounds of `form·v` from the enclosure of v alone."""

@@ -16,7 +16,11 @@ import numpy as np
 if __package__:
     from boundgraph.verification.checker_bounds import Arithmetic, Array, require
 else:  # run as a script
-    from checker_bounds import Arithmetic, Array, require
+    from checker_bounds import (  # type: ignore[import-not-found,no-redef]
+        Arithmetic,
+        Array,
+        require,
+    )
 
 
 def _extended(x: Array) -> Array:
@@ -59,7 +63,7 @@ class Gather:
         a = a if self.scale is None else a * self.scale
         out = np.repeat(np.zeros_like(a[:, :1]), self.inputs + 1, axis=1)
         for taps in self.index.T if self.terms_back > 2 else ():
-            np.add.at(out, (slice(None), taps), a)
+            np.add.at(out, (slice(None), taps), a)  # type: ignore[arg-type]
         if self.terms_back <= 2:
             out[:, self.index] = a[:, :, None]
         return out[:, :-1]

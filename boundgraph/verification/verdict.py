@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor
 
 from boundgraph.runtime.module import BoundProgram
+from boundgraph.verification.certificate import Certificate
 from boundgraph.verification.spec import Clauses
 
 
@@ -21,6 +22,8 @@ class Proved:
         margin: the smallest over the clauses of their best row's bound, above 0.
         clauses: what was proved.
         seconds: wall-clock time.
+        certificate: a record of a proof that can be checked on its own, where asked for.
+        uncertified: why there is none, where one was asked for.
     """
 
     method: str
@@ -28,6 +31,8 @@ class Proved:
     margin: float
     clauses: Clauses
     seconds: float
+    certificate: Certificate | None = None
+    uncertified: str | None = None
 
     name = "proved"
 

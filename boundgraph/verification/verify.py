@@ -6,18 +6,19 @@ import math
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
-from boundgraph.errors import SoundnessError, UnsupportedError
+from boundgraph.errors import CertificateError, SoundnessError, UnsupportedError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import certified_precision
 from boundgraph.verification._arguments import check, labels_of, methods_of, one_sample
 from boundgraph.verification._stages import Outcome, Stages, default_memory, run_stage
+from boundgraph.verification.certificate import certify
 from boundgraph.verification.falsify import Attack, Search, attacked_box, run_model
 from boundgraph.verification.spec import AnySpec, Clauses, normalize
 from boundgraph.verification.verdict import Cause, Proved, Refuted, Unknown, Verdict
@@ -66,6 +67,7 @@ def verify(
     attack: Attack | None = DEFAULT_ATTACK,
     seed: int = 0,
     progress: bool | Report | None = None,
+    certificate: bool = False,
 ) -> Verdict | list[Verdict]:
     """Prove a property on a region, find an input that breaks it, or say why neither worked.
 
@@ -81,13 +83,15 @@ def verify(
         spec: `Margin`, `LinearSpec` (all rows), or `Constraint`s under `All` and `Any`.
         labels: one integer per sample, for a `Margin`.
         timeout: seconds for each sample, checked between steps; capture and the first
-            compilation come before.
+            compilation come before, the search for a certificate after.
         max_memory: bytes that bounds may take, by estimate; 2 GiB by default, on a GPU
             half of what is free.
         methods: bound methods in order; by default ibp, crown-ibp, crown and alpha-crown.
         attack: how hard to look for counterexamples; None tries the centre alone.
         seed: of random points.
         progress: True for lines on stderr; a callable gets a `Progress` before each stage.
+        certificate: give a `Proved` a certificate that `boundgraph check` proves again
+            (`docs/certificates.md`), or the reason why it has none.
 
     Returns:
         The verdict for a batch of one; for a larger batch a list, one verdict per sample.
@@ -110,7 +114,7 @@ def verify(
     names, chosen = methods_of(methods), labels_of(labels, batch, spec)
     memory = default_memory(_device(regions[0])) if max_memory is None else max_memory
     stages = Stages(model, regions, memory)
-    run = _Run(stages, names, timeout, attack, seed, _reporter(progress), batch)
+    run = _Run(stages, names, timeout, attack, seed, _reporter(progress), batch, certificate)
     with certified_precision(model), torch.inference_mode(False):
         verdicts = [
             run.decide(
@@ -135,6 +139,7 @@ class _Run:
     seed: int
     report: Report
     batch: int
+    certificate: bool = False
     unsupported: dict[str, UnsupportedError] = field(default_factory=dict)
 
     def decide(
@@ -154,7 +159,26 @@ class _Run:
         generator = torch.Generator().manual_seed(self.seed + sample)
         boxes = [attacked_box(r) for r in regions]
         search = Search(self.stages.model, boxes, clauses, time_left, generator)
-        return _Case(self, sample, inputs, clauses, search, started, time_left).decide()
+        verdict = _Case(self, sample, inputs, clauses, search, started, time_left).decide()
+        if self.certificate and isinstance(verdict, Proved):
+            return self._certified(verdict, regions)
+        return verdict
+
+    def _certified(self, proved: Proved, regions: tuple[Region | Tensor, ...]) -> Proved:
+        """With a certificate, for which there is as much time again."""
+        started = time.perf_counter()
+        try:
+            made = certify(
+                self.stages.model,
+                regions,
+                proved.clauses,
+                preferred=proved.lower.tolist(),
+                method=proved.method,
+                time_left=lambda: self.timeout - (time.perf_counter() - started),
+            )
+        except CertificateError as error:
+            return replace(proved, uncertified=str(error))
+        return replace(proved, certificate=made)
 
     def _require_support(self, clauses: Clauses) -> None:
         """Raise UnsupportedError, before anything runs, where no method takes the model."""
