@@ -303,6 +303,9 @@ class Engine:
     ) -> Array:  # fmt: skip
         """Lower bounds of `rows·v` for the value v of a step, over the whole region.
 
+        Wherever one value separates the step from the region, its enclosure gives a bound as
+        well, so that no interval proof is lost; the best for each row is returned.
+
         Args:
             at: position of the step.
             rows: `[rows, elements]`, taken as exact.
@@ -310,12 +313,16 @@ class Engine:
             trace: filled with the coefficients of every step that the walk met.
         """
         total, waiting = self.ar.zeros(len(rows)), {at: [rows]}
+        best: Array = None
         for here in range(at, -1, -1):
             if here not in waiting:
                 continue
             form, total = self._sum(here, waiting.pop(here), total)
             if trace is not None:
                 trace[here] = form
+            if not waiting and here != at:
+                bound = self.ar.down(total + self.least(form, here))
+                best = bound if best is None else np.maximum(best, bound)
             step = self.network.steps[here]
             if step.curve is not None:
                 below = None if chosen is None else chosen.get(here)
@@ -334,7 +341,8 @@ class Engine:
                     waiting.setdefault(source, []).append(new)
             else:
                 total = self.ar.down(total + self.least(form, here))
-        return self.ar.checked(total, "backward bounds")
+        total = self.ar.checked(total, "backward bounds")
+        return total if best is None else np.maximum(total, best)
 
     def least(self, form: Array, at: int) -> Array:
         """Lower bounds of `form·v` from the enclosure of v alone."""
