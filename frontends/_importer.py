@@ -26,6 +26,7 @@ from boundgraph.frontends._python import NotDynamic
 from boundgraph.frontends._writes import Writes, written
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import evaluate_shape
+from boundgraph.ops._contraction import expand_to
 from boundgraph.ops._dtypes import from_torch
 from boundgraph.source import SourceSpan, user_span
 
@@ -50,7 +51,7 @@ class Importer:
         self.probes = tuple(probes)
         self._shadows: dict[fx.Node, list[Any]] = {}
         self._module_of = module_of
-        self._writes = Writes(root, self.env, self._shadows)
+        self._writes = Writes(root, self.env, self._shadows, self.emitter)
         tensors = (*root.parameters(), *root.buffers())
         self._device = tensors[0].device if tensors else torch.device("cpu")
 
@@ -128,6 +129,8 @@ class Importer:
         elif by_key and not isinstance(args[0], Value) and not nests.has(Value, args[1:]):
             shadows = [fn(*self._shadow(node.args, i)) for i in range(len(self.probes))]
             self.bind(node, fn(*args), shadows)
+        elif self._assigns(node, args):
+            self._assign(node, args)
         elif nests.has(Value, args, kwargs):
             self._on_tensors(node, key, fn, args, kwargs)
         else:
@@ -259,7 +262,7 @@ class Importer:
         trains = isinstance(result, Value) and self.emitter.op(result) == "batch_norm_train"
         self._writes.watch_statistics(name, nests.values_in((args, kwargs)), trains, span)
         if target is not None:
-            self._writes.rebind(node, name, target, result, span)
+            self._writes.rebind(node, name, shadows, result, span)
         self.bind(node, result, shadows)
 
     def _result(
@@ -322,6 +325,41 @@ class Importer:
         return InternalError(
             str(Diagnostic(f"this is a bug in BoundGraph: {text}", self.emitter.span))
         )
+
+    def _assigns(self, node: fx.Node, args: Any) -> bool:
+        """Whether a node is `x[index] = value` with a view `x[index]`."""
+        called = node.target is operator.setitem and len(args) == 3
+        return called and isinstance(args[0], Value) and nests.simple_index(node.args[1])
+
+    def _assign(self, node: fx.Node, args: Any) -> None:
+        """`x[index] = value`, a write through the view `x[index]`."""
+        views: list[Any] = []
+        for probe in range(len(self.probes)):
+            wholes, index, given = self._shadow(node.args, probe)
+            views.append(self._attempt(operator.getitem, operator.getitem, (wholes, index), {}))
+            python.unify(views, self.probes[: len(views)])
+            # Finds what does not broadcast, and elements that have several places.
+            self._attempt(operator.setitem, operator.setitem, (wholes, index, given), {})
+        shape = python.unify([tuple(view.shape) for view in views], self.probes)
+        dtype = views[0].dtype
+        value = args[2]
+        if not isinstance(value, Value):
+            value = self.emitter.constant(torch.tensor(value, dtype=dtype))
+        if value.type.dtype != from_torch(dtype):
+            shadows = [None] * len(self.probes)
+            self._writes.refuse(
+                f"an assignment converts {value.type.dtype} to {from_torch(dtype)}",
+                "convert the value first, with .to()",
+                self.emitter.span,
+            )
+            self.bind(node, None, shadows)
+            return
+        lead = len(value.type.shape) - len(shape)
+        if lead > 0:
+            value = self.emitter.emit("reshape", value, shape=value.type.shape[lead:])
+        value = expand_to(self.emitter, value, shape)
+        self._writes.rebind(node, "setitem", views, value, self.emitter.span)
+        self.bind(node, None, [None] * len(self.probes))
 
     def _refuse_write(
         self, node: fx.Node, key: Any, args: Any, kwargs: Any, shadows: list[Any]

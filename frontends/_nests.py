@@ -79,3 +79,15 @@ def same_nest(shadow: Any, result: Any) -> Any:
         if isinstance(shadow, tuple | list) and len(shadow) == len(result):
             return rebuild(shadow, [same_nest(s, r) for s, r in zip(shadow, result, strict=True)])
     raise TypeError(f"it gives {type(result).__name__}, torch gives {type(shadow).__name__}")
+
+
+def simple_index(index: Any) -> bool:
+    """Whether an index gives a view: numbers, slices, None and Ellipsis."""
+    items = index if isinstance(index, tuple) else (index,)
+    return all(
+        item is None
+        or item is Ellipsis
+        or isinstance(item, slice)
+        or (isinstance(item, int) and not isinstance(item, bool))
+        for item in items
+    )

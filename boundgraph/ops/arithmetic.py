@@ -96,10 +96,14 @@ def _linear_backward(sign: float) -> Any:
         operand: int,
         carry: bool,
         sample_dims: tuple[int, ...],
+        shapes: tuple[tuple[int, ...], ...],
         **_: Any,
     ) -> LinearForm:
         own = sign if operand == 1 else 1.0
         coeff = form.coeff if own == 1.0 else -form.coeff
+        if constants:
+            # Samples that shared coefficients no longer do where the constant differs.
+            coeff = coeff.expand((-1, *shapes[operand]))
         if not carry:
             return LinearForm(coeff)
         if not constants:

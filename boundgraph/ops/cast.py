@@ -11,6 +11,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ir.program import Value
+from boundgraph.ops._contraction import expand_to
 from boundgraph.ops._dtypes import from_torch, to_torch
 from boundgraph.ops._spec import (
     Kind,
@@ -105,3 +106,10 @@ for _name, _dtype in {
     "cuda": None,
 }.items():
     lowers(f"Tensor.{_name}")(_fixed(_dtype))
+
+
+@lowers("Tensor.copy", aten.copy.default)
+def _(b: Lowering, input: Value, src: Value, non_blocking: bool = False) -> Value:
+    """What a tensor is after another was copied into it."""
+    same = _convert(b, src, to_torch(input.type.dtype))
+    return expand_to(b, same, b.shape(input))

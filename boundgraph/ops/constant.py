@@ -270,3 +270,19 @@ def _(
     b: Lowering, input: Value, size: Any, fill_value: Any, *, dtype: Any = None, **_: Any
 ) -> Value:
     return _filled(b, size, fill_value, dtype or to_torch(input.type.dtype))
+
+
+@lowers("Tensor.fill", torch.fill, aten.fill.Scalar, aten.fill.Tensor)
+def _(b: Lowering, input: Value, value: Any) -> Value:
+    dtype = to_torch(input.type.dtype)
+    if not isinstance(value, Value):
+        return _filled(b, b.shape(input), value, dtype)
+    if value.type.dtype != input.type.dtype:
+        return b.reject("filling a tensor with a number of another dtype has no bound rule")
+    lead = (1,) * len(b.shape(input))
+    return b.emit("expand", b.emit("reshape", value, shape=lead), shape=b.shape(input))
+
+
+@lowers("Tensor.zero", aten.zero.default)
+def _(b: Lowering, input: Value) -> Value:
+    return _filled(b, b.shape(input), 0, to_torch(input.type.dtype))

@@ -77,7 +77,8 @@ def _join_op(name: str, fn: Any, batch: Any, sample: Any, summary: str) -> OpSpe
         plain: tuple[int, ...],
         dim: int,
     ) -> LinearForm:
-        coeff = _part(name, form.coeff, operand, shapes, dim)
+        # Coefficients that samples share become their own where a constant operand differs.
+        coeff = _part(name, form.coeff, operand, shapes, dim).expand((-1, *shapes[operand]))
         if not carry:
             return LinearForm(coeff)
         shifted = form
