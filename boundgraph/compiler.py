@@ -63,6 +63,7 @@ class CompileOptions:
         norms: names of captured inputs that are p-balls, and p.
         linear: the outputs of a backward program are its bounds and then its linear forms.
         target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
+        max_memory: bytes that a call may take for its bounds; None for a default.
     """
 
     method: str = "ibp"
@@ -74,6 +75,7 @@ class CompileOptions:
     lower_only: bool = False
     rounding: str = "nearest"
     target: str = "real"
+    max_memory: int | None = None
     norms: tuple[tuple[str, float], ...] = ()
     linear: bool = False
 
@@ -87,6 +89,10 @@ class CompileOptions:
             raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
         if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
             raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
+        if self.max_memory is not None and self.max_memory <= 0:
+            raise ConfigError(
+                f"max_memory must be a positive number of bytes, got {self.max_memory}"
+            )
 
     def _check_rounding(self) -> None:
         if self.rounding not in ("nearest", "sound"):
@@ -120,6 +126,7 @@ def compile(
     lower_only: bool = False,
     rounding: str = "nearest",
     target: str = "real",
+    max_memory: int | None = None,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -144,6 +151,10 @@ def compile(
             `"sound"` (they hold for the exact real network; see `docs/soundness.md`).
         target: with `"sound"`, `"executed"` also contains what the network computes in its
             dtype, in any order of summation.
+        lower_only: backward methods bound the outputs below only (half the rows).
+        max_memory: bytes that a call of the program may take for its bounds, beside inputs
+            and weights; samples and rows are portioned to fit. By default 1 GiB on a CPU,
+            half of what is free on a GPU. `program.run` is not portioned.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -169,6 +180,7 @@ def compile(
         lower_only,
         rounding,
         target,
+        max_memory,
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -303,6 +315,7 @@ def compile_capture(
         frontend=captured.frontend,
         rounding=options.rounding,
         target=options.target,
+        max_memory=options.max_memory,
     )
     made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
     return made(program, captured.root, constants, info)

@@ -163,14 +163,42 @@ class Run:
         return [self._backward(value, signed=not self.options.lower_only)]
 
     def _tighten(self, value: Value) -> None:
-        """Replace a value's interval by its intersection with backward bounds."""
+        """Replace a value's interval by its intersection with backward bounds.
+
+        Where every relaxed reader is piecewise linear, only elements that one of its kinks
+        splits are tightened: the others need no backward bounds.
+        """
         key = str(value)
         if key not in self.nodes or not self._worth_it(value):
             return
         back = self._backward(value, signed=True)
+        kinks = self._kinks(key)
         self.interval[key] = self.builder.add(
-            "interval.meet", (self.interval[key], back), back.type, name=f"{value.name}_bounds"
+            "interval.meet" if kinks is None else "interval.tighten",
+            (self.interval[key], back),
+            back.type,
+            {} if kinks is None else {"kinks": kinks},
+            name=f"{value.name}_bounds",
         )
+
+    def _kinks(self, key: str) -> tuple[float, ...] | None:
+        """The kinks of all relaxed readers of a value; None where one has none."""
+        found: set[float] = set()
+        for node in self.program.nodes:
+            spec = ops.get(node.op)
+            if spec is None or key not in map(str, node.inputs):
+                continue
+            # Later operands are not known yet: a product counts unless the others are plain.
+            product = spec.kind is Kind.BILINEAR and not all(
+                str(value) in self.plain for value in node.inputs if str(value) != key
+            )
+            if not product and not self.relaxes(node, spec):
+                continue
+            kinks = spec.kinks(**node.attrs) if spec.kinks is not None else None
+            if kinks is None:
+                return None
+            found.update(kinks)
+        return tuple(sorted(found)) or None
 
     def _worth_it(self, value: Value) -> bool:
         """Interval bounds are exact until the first relaxed op, and are taken once."""

@@ -13,12 +13,19 @@ from boundgraph.domains.interval import Interval
 
 @dataclass(frozen=True)
 class Lines:
-    """`lower_slope·x + lower_offset <= f(x) <= upper_slope·x + upper_offset` over an interval."""
+    """`lower_slope·x + lower_offset <= f(x) <= upper_slope·x + upper_offset` over an interval.
+
+    All of the operand's shape.
+
+    Args:
+        from_origin: `lower_offset` is zero everywhere, which saves a product.
+    """
 
     lower_slope: Tensor
     lower_offset: Tensor
     upper_slope: Tensor
     upper_offset: Tensor
+    from_origin: bool = False
 
     @classmethod
     def constant(cls, y: Interval) -> Lines:
@@ -60,10 +67,13 @@ class LinearForm:
 
         A positive coefficient needs a lower bound of f, a negative one an upper bound.
         """
-        positive, negative = self.coeff.clamp(min=0.0), self.coeff.clamp(max=0.0)
-        coeff = positive * lines.lower_slope + negative * lines.upper_slope
-        term = positive * lines.lower_offset + negative * lines.upper_offset
-        return LinearForm(coeff, self.shifted(sum_over(term, dims)))
+        # relu and not clamp: its gradient is a single masked copy.
+        positive, negative = torch.relu(self.coeff), -torch.relu(-self.coeff)
+        coeff = torch.addcmul(positive * lines.lower_slope, negative, lines.upper_slope)
+        term = dot(negative, lines.upper_offset, dims)
+        if not lines.from_origin:
+            term = term + dot(positive, lines.lower_offset, dims)
+        return LinearForm(coeff, self.shifted(term))
 
     def lower_over(self, box: Interval, dims: tuple[int, ...]) -> Tensor:
         """The least value over a box, `[rows, batch]`: centre minus |coeff|·radius."""
@@ -71,6 +81,18 @@ class LinearForm:
         shifted = self.shifted(least)
         assert shifted is not None
         return shifted
+
+
+def dot(coeff: Tensor, value: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """Coefficients `[rows, *shape]` times a value, summed over a sample: `[rows, batch]`.
+
+    A product of matrices where the batch comes first, so that nothing of the coefficients'
+    size is made.
+    """
+    if not dims or dims != tuple(range(2, 2 + len(dims))):
+        return sum_over(coeff * value, dims)
+    columns = value.flatten(1).unsqueeze(2)
+    return torch.matmul(coeff.flatten(2).transpose(0, 1), columns).squeeze(2).transpose(0, 1)
 
 
 def sum_forms(*forms: LinearForm) -> LinearForm:
@@ -99,3 +121,49 @@ def identity_rows(like: Tensor, shape: tuple[int, ...], batch_dim: int | None) -
     if batch_dim is None:
         return rows
     return rows.unsqueeze(batch_dim + 1).expand((-1, *shape))
+
+
+def one_hot_rows(
+    like: Tensor, *, shape: tuple[int, ...], batch_dim: int | None, units: Tensor
+) -> LinearForm:
+    """Rows for some elements of a sample.
+
+    Args:
+        like: any tensor, for dtype and device.
+        shape: shape of the value; 1 at `batch_dim` for rows shared by all samples.
+        batch_dim: where the batch sits in the value; None where there is none.
+        units: `[rows]` flat indices of elements, or `[batch, rows]` where each sample has
+            its own.
+
+    Returns:
+        Coefficients `[rows, *shape]`.
+    """
+    features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
+    count = math.prod(features)
+    if batch_dim is None:
+        units = units.reshape(-1)
+    rows = torch.zeros((*units.shape, count), dtype=like.dtype, device=like.device)
+    rows = rows.scatter(-1, units.unsqueeze(-1), 1.0).unflatten(-1, features or (1,))
+    if not features:
+        rows = rows.squeeze(-1)
+    if batch_dim is None:
+        return LinearForm(rows)
+    if units.dim() == 2:
+        return LinearForm(rows.movedim(0, batch_dim + 1))
+    return LinearForm(rows.unsqueeze(batch_dim + 1).expand((-1, *shape)))
+
+
+def spread_rows(form: LinearForm, places: Tensor, rows: int, batch_dim: int) -> LinearForm:
+    """Deal rows that all samples share out to the samples.
+
+    Args:
+        form: `[rows, …, 1, …]`, or twice as many where negated rows follow.
+        places: `[dealt, batch]`, which row each sample wants.
+        rows: rows of `form`, without the negated ones.
+        batch_dim: dimension of the coefficient that is 1.
+    """
+    if len(form.coeff) == 2 * rows:
+        places = torch.cat([places, places + rows])
+    coeff = form.coeff.squeeze(batch_dim)[places].movedim(1, batch_dim)
+    offset = None if form.offset is None else form.offset.squeeze(1)[places]
+    return LinearForm(coeff, offset)

@@ -193,10 +193,10 @@ def _infer_bound_only(node: Node) -> TensorType:
         return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
-    if node.op == "interval.meet" and not all(
+    if node.op in ("interval.meet", "interval.tighten") and not all(
         isinstance(value.type, IntervalType) for value in node.inputs
     ):
-        raise TypeError("interval.meet needs two intervals")
+        raise TypeError(f"{node.op} needs two intervals")
     return IntervalType(type_.dtype, type_.shape)
 
 

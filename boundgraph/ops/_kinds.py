@@ -39,6 +39,7 @@ def affine(
     adjoint: Rule | None = None,
     constant: Rule | None = None,
     row_norm: Rule | None = None,
+    unit_rows: Rule | None = None,
     summary: str = "",
 ) -> OpSpec:
     """An op affine in operand 0, with constant (unbounded) further operands.
@@ -60,6 +61,7 @@ def affine(
         constant: `(coeff, *rest, dims, **attrs)`: coefficients times the offset, summed
             over a sample; absent where the op has no offset.
         row_norm: see `OpSpec`.
+        unit_rows: see `OpSpec`.
     """
     linear_part: Rule = linear or concrete
     absolute: Rule = magnitude or linear_part
@@ -93,6 +95,7 @@ def affine(
             centred=True,
             linear=linear is None,
             backward=transpose_rule(adjoint, constant) if adjoint else None,
+            unit_rows=unit_rows,
             sample=sample,
             row_norm=row_norm,
             summary=summary,
@@ -170,6 +173,7 @@ def elementwise(
     parallel: Rule | None = None,
     lines: Rule | None = None,
     learnable: bool = False,
+    kinks: Rule | None = None,
     rounding: Rounding,
     sample: Sampler,
     summary: str = "",
@@ -183,6 +187,7 @@ def elementwise(
         lines: `(pre: Interval, **attrs) -> Lines` for backward bounds; the parallel lines
             where absent, and the function's range where those are absent too.
         learnable: `lines` takes the slope of the lower line as an optional second operand.
+        kinks: see `OpSpec`.
     """
     interval_rule: Rule
 
@@ -241,6 +246,7 @@ def elementwise(
             backward=backward,
             lines=two_lines,
             learnable=learnable,
+            kinks=kinks,
             sample=sample,
             summary=summary,
         )

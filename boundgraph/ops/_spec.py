@@ -131,6 +131,12 @@ class OpSpec:
         lines: `(pre: Interval, **attrs) -> Lines` of an element-wise op.
         learnable: the slope of the lower line is free in [0, 1]; `backward` and `lines`
             take it as an optional tensor after the interval.
+        kinks: `(**attrs) -> tuple[float, ...] | None`: between these points an element-wise
+            op is linear and its lines exact, so that tighter bounds of an operand that no
+            kink splits change nothing; None where that holds nowhere.
+        unit_rows: `(units, *operands, shapes, target, carry, **attrs)`: the `LinearForm` on
+            the operand of the elements `units` of a sample of the result, which `backward`
+            would give for one-hot rows, without multiplying zeros.
         sample: draws a test case.
         row_norm: `(*rest, q) -> Tensor`, an upper bound on the q-norm of each row of the linear
             part of an affine op, broadcasting to the result; for regions that are p-balls.
@@ -153,6 +159,8 @@ class OpSpec:
     backward: Rule | None = None
     lines: Rule | None = None
     learnable: bool = False
+    kinks: Rule | None = None
+    unit_rows: Rule | None = None
     sample: Sampler | None = None
     row_norm: Rule | None = None
     summary: str = ""

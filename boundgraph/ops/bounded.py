@@ -6,6 +6,7 @@ Besides the rules of the registry there are a few ops that exist only on bounds.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -55,6 +56,65 @@ def _sign(form: LinearForm) -> LinearForm:
     return LinearForm(torch.cat([form.coeff, -form.coeff]), offset)
 
 
+def _tighten(old: Interval, back: Interval, *, kinks: tuple[float, ...]) -> Interval:
+    """The intersection where an end matters: where a kink of what reads the value lies inside.
+
+    Elsewhere the readers are linear over the old interval already, and backward bounds of
+    those elements need not be computed at all (`runtime/rows.py`).
+    """
+    open_ = crosses(old, kinks)
+    both = meet(old, back)
+    return Interval(
+        torch.where(open_, both.lower, old.lower), torch.where(open_, both.upper, old.upper)
+    )
+
+
+def crosses(x: Interval, kinks: tuple[float, ...]) -> Tensor:
+    """Whether a kink lies strictly inside the interval; false where an end is NaN."""
+    inside = [(x.lower < kink) & (x.upper > kink) for kink in kinks]
+    return torch.stack(inside).any(0) if len(inside) > 1 else inside[0]
+
+
+def least(
+    ends: Sequence[Any],
+    dims: tuple[tuple[int, ...], ...],
+    norms: tuple[float, ...],
+    *,
+    samples: bool,
+) -> Tensor:
+    """Sum of the least values of forms over their intervals, `[rows, batch]`.
+
+    Args:
+        ends: form, interval, form, interval, …; a ball's centre and radius follow its interval.
+        dims: for each form the dimensions of a coefficient that belong to one sample.
+        norms: of each end, 0 for a box; all boxes where empty.
+        samples: values have a batch dimension.
+    """
+    total, rest = None, iter(ends)
+    for over, norm in zip(dims, norms or (0.0,) * len(dims), strict=True):
+        form, box = next(rest), next(rest)
+        part = form.lower_over(box, over)
+        if norm:
+            rank = len(over) + samples
+            lowest = least_over_ball(
+                form.coeff, next(rest), next(rest), norm, rank=rank, samples=samples
+            )
+            part = torch.maximum(part, form.shifted(lowest))
+        total = part if total is None else total + part
+    assert total is not None
+    return total
+
+
+def elements(rows: Tensor, batch_dim: int | None, shape: tuple[int, ...]) -> Tensor:
+    """Rows `[rows, batch]` as the elements of a value of that shape that they bound."""
+    if batch_dim is None:
+        return rows.reshape(shape)
+    features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
+    if not features:
+        return rows.select(0, 0)
+    return rows.movedim(0, 1).unflatten(1, features).movedim(0, batch_dim)
+
+
 def _assemble(
     *ends: Any,
     signed: bool,
@@ -63,24 +123,13 @@ def _assemble(
     dims: tuple[tuple[int, ...], ...],
     norms: tuple[float, ...] = (),
 ) -> Interval:
-    """Sum the least values of forms over their intervals; rows become elements again.
+    """Least values of forms; rows become elements again.
 
     An end whose norm is not 0 is a ball: its centre and radius follow its interval, and the
     better of the two least values holds, as the region lies in both. The first half of signed
     rows bounds the elements from below, the negated second half from above.
     """
-    total, rest = None, iter(ends)
-    for over, norm in zip(dims, norms or (0.0,) * len(dims), strict=True):
-        form, box = next(rest), next(rest)
-        part = form.lower_over(box, over)
-        if norm:
-            samples = batch_dim is not None
-            rank = len(over) + samples
-            least = least_over_ball(
-                form.coeff, next(rest), next(rest), norm, rank=rank, samples=samples
-            )
-            part = torch.maximum(part, form.shifted(least))
-        total = part if total is None else total + part
+    total = least(ends, dims, norms, samples=batch_dim is not None)
     return _elements(total, signed, batch_dim, shape)
 
 
@@ -99,28 +148,22 @@ def _assemble_sound(
     return Outward(found.lower, found.upper, PRECISIONS[precision])
 
 
-def _elements(total: Any, signed: bool, batch_dim: int | None, shape: tuple[int, ...]) -> Interval:
+def _elements(
+    total: Tensor, signed: bool, batch_dim: int | None, shape: tuple[int, ...]
+) -> Interval:
     """Least values of rows as ends of the elements that the rows belong to."""
-    features = tuple(size for dim, size in enumerate(shape) if dim != batch_dim)
-    count = math.prod(features)
-
-    def elements(rows: Any) -> Any:
-        if batch_dim is None:
-            return rows.reshape(shape)
-        if not features:
-            return rows.select(0, 0)
-        return rows.movedim(0, 1).unflatten(1, features).movedim(0, batch_dim)
-
-    lower = elements(total.narrow(0, 0, count))
+    count = math.prod(size for dim, size in enumerate(shape) if dim != batch_dim)
+    lower = elements(total.narrow(0, 0, count), batch_dim, shape)
     if not signed:
         return Interval(lower, torch.full_like(lower, torch.inf))
-    return Interval(lower, -elements(total.narrow(0, count, count)))
+    return Interval(lower, -elements(total.narrow(0, count, count), batch_dim, shape))
 
 
 BOUND_ONLY: dict[str, Rule] = {
     "interval.meet": meet,
     # A plain value that carries rounding from here on.
     "interval.point": Interval.point,
+    "interval.tighten": _tighten,
     "symbolic.concretize": lambda x: x.concretize(),
     "symbolic.fresh": _symbolic_input,
     "symbolic.ball": _ball_input,

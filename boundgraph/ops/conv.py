@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.balls import safe_norm
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Lowering, OpCase, OpSpec, Rounding, lowers, over_symbols
@@ -117,6 +118,46 @@ def _adjoint_of_transposed(spatial: int) -> Callable[..., Tensor]:
     return adjoint
 
 
+def _kernel_patches(
+    units: Tensor,
+    weight: Tensor,
+    *bias: Tensor,
+    shapes: Any,
+    target: Any,
+    operand: int,
+    carry: bool,
+    sample_dims: tuple[int, ...],
+    **attrs: Any,
+) -> LinearForm | None:
+    """Rows of a convolution's outputs: each is a kernel in the window of its position."""
+    spatial = len(weight.shape) - 2
+    if attrs["groups"] != 1 or sample_dims != tuple(range(2, spatial + 3)):
+        return None
+    place = torch.unravel_index(units, tuple(target[1:]))
+    kernels = weight[place[0]]
+    channels = torch.arange(weight.shape[1], device=units.device)
+    index = [
+        torch.arange(len(units), device=units.device).reshape((-1,) + (1,) * (spatial + 1)),
+        channels.reshape((1, -1) + (1,) * spatial),
+    ]
+    padded = []
+    for dim, size in enumerate(weight.shape[2:]):
+        step, pad, spread = attrs["stride"][dim], attrs["padding"][dim], attrs["dilation"][dim]
+        taps = (place[dim + 1] * step).unsqueeze(1) + torch.arange(
+            size, device=units.device
+        ) * spread
+        shape = [len(units)] + [1] * (spatial + 1)
+        shape[dim + 2] = size
+        index.append(taps.reshape(shape))
+        padded.append(shapes[0][dim + 2] + 2 * pad)
+    full = weight.new_zeros((len(units), weight.shape[1], *padded))
+    full = full.index_put(tuple(index), kernels)
+    for dim, size in enumerate(shapes[0][2:]):
+        full = full.narrow(dim + 2, attrs["padding"][dim], size)
+    offset = bias[0][place[0]].unsqueeze(1) if carry and bias else None
+    return LinearForm(full.unsqueeze(1), offset)
+
+
 def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool) -> OpSpec:
     def concrete(x: Tensor, weight: Tensor, *bias: Tensor, **attrs: Any) -> Tensor:
         return fn(x, weight, *bias, **attrs)
@@ -152,6 +193,7 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         row_norm=None if transposed else row_norm,
         adjoint=_adjoint_of_transposed(spatial) if transposed else _adjoint_of_forward(spatial),
         constant=constant,
+        unit_rows=None if transposed else _kernel_patches,
         linear=linear_part,
         magnitude=magnitude,
         rounding=Rounding(terms=_terms(transposed), offset=offset, transposed=reached),

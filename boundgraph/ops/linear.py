@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.balls import safe_norm
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Lowering, OpCase, Rounding, lowers
@@ -56,10 +57,28 @@ def _row_norm(weight: Tensor, *_: Tensor, q: float) -> Tensor:
     return safe_norm(weight, q, 1)
 
 
+def _unit_rows(
+    units: Tensor,
+    weight: Tensor,
+    *bias: Tensor,
+    shapes: Any,
+    target: Any,
+    operand: int,
+    carry: bool,
+    sample_dims: tuple[int, ...],
+) -> LinearForm | None:
+    """Rows of the matrix, where a sample is one vector."""
+    if sample_dims != (2,):
+        return None
+    offset = bias[0][units].unsqueeze(1) if carry and bias else None
+    return LinearForm(weight[units].unsqueeze(1), offset)
+
+
 linear = affine(
     "linear",
     F.linear,
     row_norm=_row_norm,
+    unit_rows=_unit_rows,
     adjoint=_adjoint,
     constant=_constant,
     linear=_linear_part,

@@ -67,4 +67,5 @@ def relu_lines(x: Interval, slope: Tensor | None = None) -> Lines:
     # A stable unit is exact: its chord has slope 1 or 0 and no gap.
     free = torch.where(x.upper <= 0, 0.0, slope)
     zero = torch.zeros_like(chord.middle)
-    return Lines(torch.where(x.lower >= 0, 1.0, free), zero, chord.slope, chord.middle * 2.0)
+    lower_slope = torch.where(x.lower >= 0, 1.0, free)
+    return Lines(lower_slope, zero, chord.slope, chord.middle * 2.0, from_origin=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from boundgraph.domains.balls import samples_of
 from boundgraph.domains.interval import Interval
-from boundgraph.runtime.memory import fixed_batch, samples_within
+from boundgraph.runtime.memory import fixed_batch
 from boundgraph.runtime.module import BoundProgram
 
 
@@ -32,8 +32,9 @@ class ChunkedProgram:
         fixed = fixed_batch(self.program.ir) is not None
         if fixed:
             self.program = build(first)
-        fitting = samples_within(self.program.ir, max_memory, example.device)
+        fitting = self.program.samples_within(max_memory, example.device)
         self.samples = 1 if fixed else fitting
+        self.max_memory = max_memory
 
     def run(self, region: Interval, labels: Tensor) -> Iterator[tuple[slice, Any]]:
         """The output of each slice of the batch, unchecked and without gradients."""
@@ -41,5 +42,5 @@ class ChunkedProgram:
             at = slice(start, start + self.samples)
             part = samples_of(region, at)
             with torch.no_grad():
-                output = self.program.run([part], labels[at])
+                output = self.program.run_within([part], labels[at], self.max_memory)
             yield at, output

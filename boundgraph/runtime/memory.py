@@ -1,23 +1,35 @@
 """How much memory a program's bounds take, estimated from its types alone.
 
 Intervals cost about as much as activations. Symbolic values hold one generator per
-symbol and element, so they decide how many samples fit.
+symbol and element, and forms one coefficient per row and element, so they decide how many
+samples and rows fit. Weights are not counted.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
 from boundgraph.errors import ConfigError
 from boundgraph.ir.analysis import liveness
-from boundgraph.ir.program import Program
-from boundgraph.ir.types import Dim, IntervalType, SymbolicType, TensorType, evaluate_shape
+from boundgraph.ir.program import Node, Program, Value
+from boundgraph.ir.types import (
+    Dim,
+    FormType,
+    IntervalType,
+    SymbolicType,
+    TensorType,
+    evaluate_shape,
+)
+from boundgraph.runtime.walks import Step, Walk
 
 _ITEM = {"f16": 2, "bf16": 2, "f32": 4, "f64": 8}
 # Rules make up to two temporaries of the size of their result (|generator|, a product).
 _TEMPORARIES = 2
+# A form is split by sign and multiplied by slopes and offsets.
+_FORM_TEMPORARIES = 4
 _DEFAULT_CPU = 1 << 30
 
 
@@ -29,27 +41,71 @@ def fixed_batch(program: Program) -> int | None:
     return int(first[0]) if first and isinstance(first[0], int) else 1
 
 
-def peak_bytes(program: Program) -> int:
-    """Estimated peak of the live bounds, in bytes, for a batch of one (or the fixed batch)."""
-    symbols = _symbols(program)
-    last = liveness(program)
-    size = {str(v): _bytes(v.type, symbols) for v in program.inputs}
+def peak_bytes(program: Program, batch: int = 1) -> int:
+    """Estimated peak of the live bounds in bytes, all rows at once."""
+    return _peak(program.inputs, program.nodes, liveness(program), _symbols(program), batch=batch)
+
+
+def row_bytes(walk: Walk, batch: int) -> float:
+    """Estimated peak of one row (two, where signed) of a backward walk, in bytes."""
+    nodes = (walk.seed, *walk.nodes)
+    last = {str(walk.seed.result): 0}
+    for index, node in enumerate(nodes):
+        last[str(node.result)] = index
+        last.update((str(v), index) for v in node.inputs if isinstance(v.type, FormType))
+    last.update((str(v), len(nodes)) for v in walk.assemble.inputs if isinstance(v.type, FormType))
+    return _peak((), nodes, last, {}, batch=batch, forms=True) / walk.rows
+
+
+def outside_bytes(program: Program, steps: Sequence[Step], batch: int) -> int:
+    """Estimated peak of what lives between the walks."""
+    last: dict[str, int] = {str(value): -1 for value in program.inputs}
+    made: list[Node] = []
+    for index, step in enumerate(steps):
+        node = step if isinstance(step, Node) else (step.tighten or step.assemble)
+        made.append(node)
+        last[str(node.result)] = index
+        last.update((str(value), index) for value in step.inputs)
+    last.update((str(value), len(steps)) for value in program.outputs)
+    return _peak(program.inputs, made, last, _symbols(program), batch=batch)
+
+
+def _peak(
+    inputs: Sequence[Value],
+    nodes: Sequence[Node],
+    last: dict[str, int],
+    symbols: dict[str, int],
+    *,
+    batch: int,
+    forms: bool = False,
+) -> int:
+    size = {str(v): _bytes(v.type, symbols, batch) for v in inputs}
     live = sum(size.values())
     peak = live
-    for index, node in enumerate(program.nodes):
+    for index, node in enumerate(nodes):
+        if forms and not isinstance(node.result.type, FormType):
+            continue
         result = str(node.result)
-        size[result] = _bytes(node.result.type, symbols)
+        size[result] = _bytes(node.result.type, symbols, batch)
         live += size[result]
         widest = max([size[result], *(size.get(str(v), 0) for v in node.inputs)])
-        peak = max(peak, live + _TEMPORARIES * widest)
+        temporaries = _FORM_TEMPORARIES if forms else _TEMPORARIES
+        peak = max(peak, live + temporaries * widest)
         for value in {str(v) for v in (*node.inputs, node.result)}:
-            if value in size and last[value] <= index:
-                live -= size[value]
+            if value in size and last.get(value, index) <= index:
+                live -= size.pop(value)
     return peak
 
 
+def default_budget(device: torch.device) -> int:
+    """1 GiB on a CPU, half of what is free on a GPU."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return _DEFAULT_CPU
+
+
 def samples_within(program: Program, budget: int | None, device: torch.device) -> int:
-    """How many samples may go through at once.
+    """How many samples may go through at once, all rows of each.
 
     Args:
         program: a bounded program with a dynamic batch size.
@@ -61,14 +117,16 @@ def samples_within(program: Program, budget: int | None, device: torch.device) -
     """
     need = max(peak_bytes(program), 1)
     if budget is not None and need > budget:
-        raise ConfigError(
-            f"bounding one sample needs about {need:,} bytes, more than max_memory={budget:,}; "
-            "raise it, or use a method that needs less, such as 'ibp'"
-        )
-    if budget is None:
-        on_gpu = device.type == "cuda"
-        budget = torch.cuda.mem_get_info(device)[0] // 2 if on_gpu else _DEFAULT_CPU
-    return max(1, budget // need)
+        raise too_small(need, budget)
+    return max(1, (budget or default_budget(device)) // need)
+
+
+def too_small(need: int, budget: int) -> ConfigError:
+    """The error for a budget that the smallest piece of work exceeds."""
+    return ConfigError(
+        f"bounding one sample needs about {need:,} bytes, more than max_memory={budget:,}; "
+        "raise it, or use a method that needs less, such as 'ibp'"
+    )
 
 
 def _symbols(program: Program) -> dict[str, int]:
@@ -82,9 +140,9 @@ def _symbols(program: Program) -> dict[str, int]:
     return found
 
 
-def _bytes(type_: TensorType, symbols: dict[str, int]) -> int:
+def _bytes(type_: TensorType, symbols: dict[str, int], batch: int) -> int:
     names = {entry.symbol for entry in type_.shape if isinstance(entry, Dim)}
-    elements = math.prod(evaluate_shape(type_.shape, dict.fromkeys(names, 1)))
+    elements = math.prod(evaluate_shape(type_.shape, dict.fromkeys(names, batch)))
     item = _ITEM.get(type_.dtype, 8)
     if isinstance(type_, SymbolicType):
         return elements * item * (1 + sum(symbols.get(name, 1) for name in type_.blocks))

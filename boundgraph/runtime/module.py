@@ -24,6 +24,7 @@ from boundgraph.ir.types import Dim, IntervalType, SymbolicType
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
 from boundgraph.runtime.precision import certified_precision, check_dtype, sound_precision
+from boundgraph.runtime.rows import RowRunner, Usage
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class ProgramInfo:
         frontend: which frontend captured the model.
         rounding: `"nearest"` or `"sound"`.
         target: what a sound bound contains, `"real"` or `"executed"`.
+        max_memory: bytes that a call may take for its bounds; None for a default.
     """
 
     method: str
@@ -77,6 +79,7 @@ class ProgramInfo:
     frontend: str = ""
     rounding: str = "nearest"
     target: str = "real"
+    max_memory: int | None = None
 
     @property
     def sound(self) -> bool:
@@ -194,7 +197,7 @@ class BoundProgram(nn.Module):
         """
         inputs = self.check(*regions, labels=labels)
         with self.arithmetic(inputs):
-            return self._as_bounds(self.run(inputs, labels))
+            return self._as_bounds(self.run_within(inputs, labels, self.info.max_memory))
 
     def check(
         self, *regions: Region | Tensor, labels: Tensor | None = None
@@ -214,6 +217,43 @@ class BoundProgram(nn.Module):
         if self.needs_clean:
             raise RegionError("this program was compiled for training; use run(..., clean=...)")
         return inputs
+
+    def run_within(
+        self,
+        inputs: Sequence[Interval | Tensor],
+        labels: Tensor | None = None,
+        max_memory: int | None = None,
+        usage: Usage | None = None,
+    ) -> Any:
+        """What `run` computes, a few samples and rows at a time where memory asks for it.
+
+        Under `crown` only rows of unstable elements are walked, so this is what to call for
+        verification; `run` has fixed shapes, for training and `torch.compile`.
+
+        Args:
+            inputs, labels: as for `run`.
+            max_memory: bytes for bounds beside inputs, weights and outputs; by default 1 GiB
+                on a CPU, half of what is free on a GPU.
+            usage: filled with the portions that were taken.
+
+        Raises:
+            ConfigError: one row of one sample exceeds an explicit `max_memory`.
+        """
+        flat = self.arguments(inputs, labels)
+        runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        if runner.fits_whole(flat, max_memory):
+            return self.run(inputs, labels)
+        outputs = runner.run_portions(flat, max_memory, usage)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def samples_within(self, max_memory: int | None, device: torch.device) -> int:
+        """How many samples `run_within` would take at a time.
+
+        Raises:
+            ConfigError: one row of one sample exceeds an explicit `max_memory`.
+        """
+        runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        return runner.samples_within(max_memory, device)
 
     def arithmetic(self, inputs: Sequence[Interval | Tensor]) -> AbstractContextManager[None]:
         """The floating-point settings that the bounds rely on."""

@@ -15,6 +15,7 @@ from boundgraph.errors import ConfigError
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
 from boundgraph.runtime.interpret import interpret
+from boundgraph.runtime.memory import samples_within
 from boundgraph.runtime.module import BoundProgram, flatten
 
 
@@ -81,6 +82,20 @@ class OptimizedProgram(BoundProgram):
                 group["lr"] *= self.search.decay
         assert best is not None
         return best[0] if len(best) == 1 else tuple(best)
+
+    def run_within(
+        self,
+        inputs: Sequence[Interval | Tensor],
+        labels: Tensor | None = None,
+        max_memory: int | None = None,
+        usage: Any = None,
+    ) -> Any:
+        """`run`: not portioned yet."""
+        return self.run(inputs, labels)
+
+    def samples_within(self, max_memory: int | None, device: torch.device) -> int:
+        """How many samples go through at once."""
+        return samples_within(self.ir, max_memory, device)
 
     def _first_slopes(
         self, inputs: Sequence[Interval | Tensor], labels: Tensor | None

@@ -76,6 +76,7 @@ def save(program: BoundProgram, path: str | os.PathLike[str]) -> None:
         "slopes": list(info.slopes),
         "output_tree": None if tree is None else pytree.treespec_dumps(tree),
         "frontend": info.frontend,
+        "max_memory": info.max_memory,
     }
     write_archive(path, KIND, state)
 
@@ -145,4 +146,5 @@ def _info(state: dict[str, Any]) -> ProgramInfo:
         slopes=tuple(state["slopes"]),
         output_tree=None if tree is None else pytree.treespec_loads(tree),
         frontend=state["frontend"],
+        max_memory=state.get("max_memory"),
     )
