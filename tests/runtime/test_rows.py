@@ -11,7 +11,7 @@ from boundgraph import ops
 from boundgraph.compiler import bound, compile
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, one_hot_rows
-from boundgraph.domains.regions import LinfBall
+from boundgraph.domains.regions import L1Ball, L2Ball, LinfBall
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import ConfigError
 from boundgraph.runtime.emit import parameter_lookup
@@ -72,6 +72,20 @@ def test_portions_give_the_same_bounds(method: str, dynamic: bool | None) -> Non
             part = program.run_within([region.interval()], None, budget, usage)
             torch.testing.assert_close(part.lower, whole.lower, rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(part.upper, whole.upper, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("region_of", [L2Ball, L1Ball])
+def test_balls_go_through_in_portions(region_of: type) -> None:
+    region = region_of(torch.rand(3, 6).double(), 0.4)
+    program = compile(dense(), region, method="crown")
+    inputs = program.check(region)
+    usage = Usage()
+    with torch.no_grad():
+        whole = program.run(inputs)
+        part = program.run_within(inputs, None, 40_000, usage)
+    assert usage.samples == 1
+    torch.testing.assert_close(part.lower, whole.lower)
+    torch.testing.assert_close(part.upper, whole.upper)
 
 
 def test_the_smallest_budget_takes_one_row_of_one_sample() -> None:
