@@ -75,10 +75,15 @@ class Arithmetic:
         return self.u * (terms + 2) * (1 if self.exact else 1.01)
 
     def up(self, x: Array) -> Array:
-        return x if self.exact else np.nextafter(x, np.inf)
+        return x if self.exact else self._stepped(x, np.inf)
 
     def down(self, x: Array) -> Array:
-        return x if self.exact else np.nextafter(x, -np.inf)
+        return x if self.exact else self._stepped(x, -np.inf)
+
+    @staticmethod
+    def _stepped(x: Array, towards: float) -> Array:
+        """A step from infinity would give a number: a sum that overflowed on its way."""
+        return np.where(np.isfinite(x), np.nextafter(x, towards), np.nan)
 
     def above(self, total: Array, terms: int) -> Array:
         """At least the exact sum, from a computed sum of non-negative products (1.)."""

@@ -185,3 +185,24 @@ def test_overflow_is_refused() -> None:
     engine = Engine(network, [(np.array([-1e200]), np.array([1e200]))], {})
     with np.errstate(all="ignore"), pytest.raises(Refused, match="overflow"):
         engine.set(1, *engine.forward(1))
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_sums_that_overflow_on_their_way_prove_nothing(order: int) -> None:
+    """The terms add up to -1.28e309 in reals; in floats they reach infinity first."""
+    weights = np.array([[1e308] * 64 + [-1.2e308] * 64])[:, ::order]
+    program = {
+        "inputs": [{"name": "x", "shape": [1, 128]}],
+        "nodes": [{"name": "y", "op": "linear", "inputs": ["%x", "@w"], "attrs": {}}],
+        "output": "%y",
+    }
+    network = Network(program, {"w": weights}, Arithmetic(exact=False))
+    engine = Engine(network, [(np.ones(128), np.ones(128))], {})
+    with np.errstate(all="ignore"):
+        low, high = engine.forward(1)
+        assert not (low > 0).any() and not (high < 0).any()
+        assert not (engine.least(weights, 0) > 0).any()
+        with pytest.raises(Refused, match="overflow"):
+            engine.backward(1, np.ones((1, 1)))
+        with pytest.raises(Refused, match="overflow"):
+            engine.set(1, low, high)
