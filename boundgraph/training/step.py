@@ -112,6 +112,14 @@ class Step:
             self.raise_if_nonfinite()
         return metrics
 
+    def region(self) -> Callable[..., dict[str, Tensor]] | None:
+        """The traced function `(x, y, index)` of the `"whole"` mode, ready to be called."""
+        if self.mode != "whole" or self._update is None:
+            return None
+        self._update.bind()
+        self._update.fill()
+        return self._region
+
     def raise_if_nonfinite(self) -> None:
         """Raise NonFiniteError if a loss or gradient was NaN or infinite since the last call.
 

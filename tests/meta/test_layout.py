@@ -44,6 +44,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "verification": LOWER | {"attacks", "data"},
     "evaluation": LOWER | {"attacks", "data", "training"},
     "testing": LOWER,
+    "gpu": LOWER | {"training"},
 }
 # The command line and the facade see everything.
 FREE = {"cli", "__init__", "__main__"}
