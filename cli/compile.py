@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "boundgraph compile model.py",
     "boundgraph compile model.py:net --method mix --margin -o net.bgp",
+    "boundgraph compile model.py --gpu-report",
 )
 REPEATS = 5
 
@@ -34,6 +35,14 @@ def compile_command(
         Path | None,
         typer.Option("--output", "-o", help="Where to save.", show_default="MODEL.bgp"),
     ] = None,
+    gpu: Annotated[
+        bool,
+        typer.Option(
+            "--gpu-report",
+            help="List the CUDA kernels this becomes: generated code and a model, no timing, no "
+            "GPU needed.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compile a model into a program that bounds its outputs, and say what was done."""
@@ -48,6 +57,11 @@ def compile_command(
     _passes(out, program)
     cost = _cost(loaded, program)
     _show_cost(out, cost)
+    kernels = None
+    if gpu:
+        from boundgraph.cli._gpu import gpu_report
+
+        kernels = gpu_report(out, loaded, program)
     path = output or Path(f"{loaded.path.stem}.bgp")
     program.save(path)
     _usage(out, path, program, margin)
@@ -67,6 +81,7 @@ def compile_command(
                 for record in program.records
             ],
             "cost": cost,
+            **({} if kernels is None else {"gpu": kernels}),
             "seconds": seconds,
             "output": str(path),
         }
