@@ -64,6 +64,8 @@ class CompileOptions:
         linear: the outputs of a backward program are its bounds and then its linear forms.
         target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
         max_memory: bytes that a call may take for its bounds; None for a default.
+        keep_clean: where statistics come from a clean batch, its logits and statistics are
+            outputs, too (internal; a training loss needs no second clean pass then).
     """
 
     method: str = "ibp"
@@ -78,6 +80,7 @@ class CompileOptions:
     max_memory: int | None = None
     norms: tuple[tuple[str, float], ...] = ()
     linear: bool = False
+    keep_clean: bool = False
 
     @property
     def sound(self) -> bool:
@@ -127,6 +130,7 @@ def compile(
     rounding: str = "nearest",
     target: str = "real",
     max_memory: int | None = None,
+    keep_clean: bool = False,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -181,6 +185,7 @@ def compile(
         rounding,
         target,
         max_memory,
+        keep_clean,
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -247,9 +252,11 @@ def pipeline(
         steps.append(SplitBatch())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
-        steps.append(CleanStatistics())
+        steps.append(CleanStatistics(keep=options.keep_clean))
+    normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
+    others = options.training and options.keep_clean and normalizes
     if isinstance(options.spec, Margin):
-        steps.append(AttachMargin(options.spec.classes))
+        steps.append(AttachMargin(options.spec.classes, others=others))
     elif isinstance(options.spec, LinearSpec):
         offset = options.spec.offset
         steps.append(

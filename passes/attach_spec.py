@@ -32,16 +32,22 @@ def _unused(program: Program, name: str) -> str:
 
 @dataclass(frozen=True)
 class AttachMargin(Pass):
-    """`logits` becomes `margin(logits, labels)`, with the labels a new last input."""
+    """`logits` becomes `margin(logits, labels)`, with the labels a new last input.
+
+    Args:
+        classes: number of classes.
+        others: the program has further outputs after the logits, which stay as they are.
+    """
 
     classes: int
+    others: bool = False
 
     name: ClassVar[str] = "attach-margin"
     stage: ClassVar[Stage] = Stage.CONCRETE
     effect: ClassVar[Effect] = Effect.EXACT
 
     def run(self, program: Program) -> Program:
-        logits = _single_output(program)
+        logits = program.outputs[0] if self.others else _single_output(program)
         shape = logits.type.shape
         if len(shape) != 2 or shape[1] != self.classes:
             raise SpecError(
@@ -52,7 +58,9 @@ class AttachMargin(Pass):
         result = Value(_unused(program, "margin"), logits.type)
         node = Node(result, "margin", (logits, labels), Attrs({"classes": self.classes}))
         return program.with_nodes(
-            (*program.nodes, node), inputs=(*program.inputs, labels), outputs=(result,)
+            (*program.nodes, node),
+            inputs=(*program.inputs, labels),
+            outputs=(result, *program.outputs[1:]),
         )
 
 

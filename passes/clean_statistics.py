@@ -20,9 +20,16 @@ class CleanStatistics(Pass):
     encloses what the network computes when it normalises with the clean batch's mean and
     variance, as certified training does (Shi et al., arXiv 2103.17268). Gradients flow
     through the statistics. The clean batch may have another size than the bounded one.
+
+    Args:
+        symbol: the clean batch's size.
+        keep: the clean outputs become outputs, too, and after them the mean and unbiased
+            variance of each normalisation, in order: all that a separate clean pass of the
+            model would give.
     """
 
     symbol: str = "n"
+    keep: bool = False
 
     name: ClassVar[str] = "clean-statistics"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -48,9 +55,13 @@ class CleanStatistics(Pass):
                 )
             )
             clean[str(node.result)] = nodes[-1].result
+        kept = [clean.get(str(output), output) for output in program.outputs]
         for node in program.nodes:
             nodes.extend(self._with_statistics(node, clean))
-        return program.with_nodes(nodes, inputs=(*program.inputs, *inputs))
+            if node.op == "batch_norm_train":
+                kept += [nodes[-4].result, nodes[-2].result]
+        outputs = (*program.outputs, *kept) if self.keep else program.outputs
+        return program.with_nodes(nodes, inputs=(*program.inputs, *inputs), outputs=outputs)
 
     def _with_statistics(self, node: Node, clean: dict[str, Value]) -> list[Node]:
         if node.op != "batch_norm_train":
@@ -59,10 +70,15 @@ class CleanStatistics(Pass):
         type_ = TensorType(x.type.dtype, x.type.shape[1:2])
         mean = Value(f"{node.result.name}_mean", type_)
         var = Value(f"{node.result.name}_var", type_)
+        unbiased = Value(f"{node.result.name}_unbiased", type_)
         source = clean[str(x)]
+        shape = source.type.shape
+        dims = Attrs({"dims": tuple(dim for dim in range(len(shape)) if dim != 1)})
+        sizes = Attrs({"sizes": (*shape[:1], *shape[2:])})
         return [
-            Node(mean, "batch_mean", (source,), Attrs(), node.span),
-            Node(var, "batch_var", (source,), Attrs(), node.span),
+            Node(mean, "batch_mean", (source,), dims, node.span),
+            Node(var, "batch_var", (source,), dims, node.span),
+            Node(unbiased, "unbiased_var", (var,), sizes, node.span),
             Node(node.result, "batch_norm", (x, mean, var, *scale), node.attrs, node.span),
         ]
 

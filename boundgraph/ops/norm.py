@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -119,24 +120,27 @@ register(
 )
 
 
-def _batch_mean(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).flatten(1).mean(1)
+def _batch_mean(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+    return torch.var_mean(x, dims, correction=0, keepdim=True)[1].reshape(-1)
 
 
-def _batch_var(x: Tensor) -> Tensor:
-    return x.transpose(0, 1).flatten(1).var(1, unbiased=False)
+def _batch_var(x: Tensor, *, dims: tuple[int, ...]) -> Tensor:
+    # As batch normalisation itself computes it, so that compilers see one reduction.
+    return torch.var_mean(x, dims, correction=0, keepdim=True)[0].reshape(-1)
 
 
-for _name, _fn in (("batch_mean", _batch_mean), ("batch_var", _batch_var)):
-    register(
-        OpSpec(
-            _name,
-            Kind.CONSTANT,
-            _fn,
-            boundable=(),
-            summary=f"{_name.replace('_', ' ')} per channel, of an unbounded batch",
-        )
-    )
+def _unbiased(var: Tensor, *, sizes: tuple[int, ...]) -> Tensor:
+    count = math.prod(sizes)
+    return var * (count / (count - 1))
+
+
+_STATISTICS = (
+    ("batch_mean", _batch_mean, "mean per channel, of an unbounded batch"),
+    ("batch_var", _batch_var, "biased variance per channel, of an unbounded batch"),
+    ("unbiased_var", _unbiased, "a biased variance over that many elements, corrected"),
+)
+for _name, _rule, _text in _STATISTICS:
+    register(OpSpec(_name, Kind.CONSTANT, _rule, boundable=(), summary=_text))
 
 
 @lowers(F.batch_norm)

@@ -28,15 +28,23 @@ def _own_class(labels: Tensor, classes: int) -> Tensor:
     return labels.unsqueeze(1) == torch.arange(classes, device=labels.device)
 
 
+def _labelled(values: Tensor, own: Tensor) -> Tensor:
+    """`[batch, 1]`, each sample's entry at its label; exact.
+
+    A masked sum instead of `gather`, whose gradient scatters: on a GPU that adds atomically,
+    in an order that changes from run to run.
+    """
+    return torch.where(own, values, 0.0).sum(1, keepdim=True)
+
+
 def _margin(logits: Tensor, labels: Tensor, *, classes: int) -> Tensor:
-    return logits.gather(1, labels.unsqueeze(1)) - logits
+    return _labelled(logits, _own_class(labels, classes)) - logits
 
 
 def _margin_interval(logits: Interval, labels: Tensor, *, classes: int) -> Interval:
-    index = labels.unsqueeze(1)
     own = _own_class(labels, classes)
-    lower = logits.lower.gather(1, index) - logits.upper
-    upper = logits.upper.gather(1, index) - logits.lower
+    lower = _labelled(logits.lower, own) - logits.upper
+    upper = _labelled(logits.upper, own) - logits.lower
     return Interval(lower.masked_fill(own, 0.0), upper.masked_fill(own, 0.0))
 
 
@@ -86,7 +94,7 @@ def _linear_margin_constant(
     classes: int,
     pairwise: bool,
 ) -> Tensor:
-    margins = bias[labels].unsqueeze(1) - bias
+    margins = _labelled(bias, _own_class(labels, classes)) - bias
     return (coeff * margins).sum(dims)
 
 
@@ -125,8 +133,8 @@ def _linear_margin_interval(
     """Centre from the logits; radius through |W_y − W_j|, which is where merging gains.
 
     With few classes the C·C difference rows are shared by the batch and the label picks
-    among the products (no indexing of weights, whose gradient would scatter); with many,
-    each sample gathers its own C rows.
+    among the products; with many, each sample has its own C rows. Weights are not indexed,
+    since the gradient of that would scatter: a product with one-hot rows picks them, exactly.
     """
     center = _linear_margin(x.center, weight, bias, labels, classes=classes, pairwise=pairwise)
     if pairwise:
@@ -135,7 +143,8 @@ def _linear_margin_interval(
         own = _own_class(labels, classes).unsqueeze(2)
         radius = (all_pairs * own).sum(1)
     else:
-        difference = (weight[labels].unsqueeze(1) - weight).abs()
+        one_hot = _own_class(labels, classes).to(weight.dtype)
+        difference = (torch.matmul(one_hot, weight).unsqueeze(1) - weight).abs()
         radius = torch.matmul(difference, x.radius.unsqueeze(2)).squeeze(2)
     return Interval.from_center_radius(center, radius)
 

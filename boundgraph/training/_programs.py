@@ -7,12 +7,14 @@ from collections.abc import Hashable
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import SpecError
 from boundgraph.runtime.module import BoundProgram
+from boundgraph.training._clean import normalizations, replaceable
 
 
 def inner_module(model: nn.Module) -> nn.Module:
@@ -48,12 +50,17 @@ class ProgramCache:
     Attributes:
         active: the program last selected.
         classes: number of classes of the model it belongs to.
+        normalizations: the modules whose statistics it returns beside the clean logits; None
+            where it returns bounds only.
     """
 
     def __init__(self) -> None:
         self.active: BoundProgram | None = None
         self.classes = 0
-        self._programs: dict[Hashable, tuple[BoundProgram, int]] = {}
+        self.normalizations: tuple[_BatchNorm, ...] | None = None
+        self._programs: dict[
+            Hashable, tuple[BoundProgram, int, tuple[_BatchNorm, ...] | None]
+        ] = {}
         # Keeps every part of a key alive, so that no id in a key is ever reused.
         self._alive: list[object] = []
         self._key: Hashable = None
@@ -75,15 +82,31 @@ class ProgramCache:
         if key not in self._programs:
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            program = compile(
-                model,
-                Box(example, example),
-                method=method,
-                spec=Margin(classes),
-                training=True,
-                lower_only=True,
-            )
-            self._programs[key] = (program, classes)
+            program, found = _compiled(model, example, method, classes)
+            self._programs[key] = (program, classes, found)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key = key
-        self.active, self.classes = self._programs[key]
+        self.active, self.classes, self.normalizations = self._programs[key]
+
+
+def _compiled(
+    model: nn.Module, example: Tensor, method: str, classes: int
+) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
+    """A program for training, with clean outputs where they can replace a pass of the model."""
+
+    def make(keep_clean: bool) -> BoundProgram:
+        return compile(
+            model,
+            Box(example, example),
+            method=method,
+            spec=Margin(classes),
+            training=True,
+            lower_only=True,
+            keep_clean=keep_clean,
+        )
+
+    program = make(keep_clean=replaceable(model))
+    if not program.needs_clean or len(program.ir.outputs) == 1:
+        return program, None
+    found = normalizations(program.ir, model)
+    return (program, found) if found is not None else (make(keep_clean=False), None)

@@ -25,6 +25,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import linf_interval
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
+from boundgraph.training._clean import move_statistics
 from boundgraph.training._programs import ProgramCache, inner_module
 from boundgraph.training.controllers import ConstantController, Controller, make_controller
 
@@ -309,12 +310,9 @@ class MixedLoss(TrainingLoss):
         return linf_interval(x, self.eps * self.train_eps, self.clip)
 
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
-        logits = self.model(x)
-        clean_loss = F.cross_entropy(logits, y)
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])
-        program = self.program
-        clean = (x,) if program.needs_clean else ()
-        margins = program.run((self.region(chosen_x),), chosen_y, clean).lower
+        logits, margins = self._clean_and_margins(x, chosen_x, chosen_y)
+        clean_loss = F.cross_entropy(logits, y)
         bound_loss = F.cross_entropy(-margins, chosen_y)
         loss = (1.0 - self.alpha) * clean_loss + self.alpha * bound_loss
         # Row y is exactly 0, so all other rows above 0 makes classes − 1; NaN never counts.
@@ -326,6 +324,22 @@ class MixedLoss(TrainingLoss):
             _accuracy(logits, y),
             certified.detach(),
         )
+
+    def _clean_and_margins(
+        self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Logits of the batch and lower margins of the chosen samples."""
+        program, regions = self.program, (self.region(chosen_x),)
+        modules = self._cache.normalizations
+        if modules is None:
+            logits = self.model(x)
+            clean = (x,) if program.needs_clean else ()
+            return logits, program.run(regions, chosen_y, clean).lower
+        margins, logits, *statistics = program.run(regions, chosen_y, (x,))
+        if inner_module(self.model) is not self.model or torch.is_autocast_enabled(x.device.type):
+            return self.model(x), margins.lower
+        move_statistics(modules, statistics)
+        return logits, margins.lower
 
     def end_epoch(self, epoch_metrics: Mapping[str, float]) -> float:
         """Let the controller move α by the epoch's metrics; returns the new α."""

@@ -9,21 +9,20 @@ import torch
 from torch import nn
 
 from boundgraph.gpu import report_loss
-from boundgraph.ops import get
 from boundgraph.training.losses import MixedLoss
 
 
 def network() -> nn.Sequential:
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(64, 12), nn.ReLU(),
-        nn.Linear(12, 5),
+        nn.Conv2d(1, 2, 3, 2, 1), nn.ReLU(), nn.Flatten(), nn.Linear(32, 6), nn.ReLU(),
+        nn.Linear(6, 5),
     )  # fmt: skip
 
 
 def difference(method: str, subset: int | None, fault: bool = False) -> float:
     """Relative L2 difference of the gradient between kernels and eager."""
-    x, y = torch.rand(3, 1, 8, 8), torch.randint(0, 5, (3,))
+    x, y = torch.rand(2, 1, 8, 8), torch.randint(0, 5, (2,))
     grads = []
     for interpret in (False, True):
         model = network()
@@ -43,12 +42,13 @@ def difference(method: str, subset: int | None, fault: bool = False) -> float:
     return float((eager - kernels).norm() / eager.norm())
 
 
+RUNS = {
+    "ibp": lambda: difference("ibp", None),
+    "subset": lambda: difference("ibp", 1),
+    "crown-ibp": lambda: difference("crown-ibp", None),
+    "fault": lambda: difference("ibp", None, fault=True),
+}
+
+
 if __name__ == "__main__":
-    assert get("linear") is not None
-    results = {
-        "ibp": difference("ibp", None),
-        "ibp, k = 2": difference("ibp", 2),
-        "crown-ibp": difference("crown-ibp", None),
-        "planted: no absolute value": difference("ibp", None, fault=True),
-    }
-    json.dump(results, sys.stdout)
+    json.dump({name: RUNS[name]() for name in sys.argv[1:]}, sys.stdout)

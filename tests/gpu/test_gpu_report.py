@@ -67,8 +67,7 @@ def test_a_training_step_fits_one_cuda_graph(plain, mixed):
 
 def test_interval_bounds_cost_two_more_passes(plain, mixed):
     assert mixed.flops == pytest.approx(3 * plain.flops, rel=0.15)
-    for name in ("launches", "fused_bytes", "library_bytes"):
-        assert getattr(mixed, name) < 4 * getattr(plain, name)
+    assert mixed.launches < 3 * plain.launches
 
 
 def test_no_register_spills(mixed):
@@ -121,18 +120,28 @@ def test_an_unknown_torch_is_named(monkeypatch):
         report(torch.relu, torch.rand(2))
 
 
-def test_kernels_in_the_interpreter_agree_with_eager():
+def interpreted(*runs: str) -> dict[str, float]:
+    """Gradient differences of `interpreted.py`, whose process sets up the interpreter first."""
     script = Path(__file__).with_name("interpreted.py")
     done = subprocess.run(
-        [sys.executable, str(script)],
+        [sys.executable, str(script), *runs],
         env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    results = json.loads(done.stdout)
-    faulty = results.pop("planted: no absolute value")
+    return json.loads(done.stdout)
+
+
+def test_kernels_in_the_interpreter_agree_with_eager():
     # Single precision, sums of fewer than a hundred products.
-    assert all(value < 1e-6 for value in results.values()), results
-    assert faulty > 0.01
+    assert interpreted("ibp")["ibp"] < 1e-6
+
+
+@pytest.mark.nightly
+def test_more_kernels_in_the_interpreter():
+    found = interpreted("subset", "crown-ibp", "fault")
+    assert found["fault"] > 0.01
+    assert found["subset"] < 1e-6
+    assert found["crown-ibp"] < 1e-6

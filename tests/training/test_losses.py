@@ -322,3 +322,44 @@ def test_recipes_refuse_what_cannot_be():
 def test_the_clean_loss_is_plain_cross_entropy():
     model, (x, y) = mlp(), batch()
     torch.testing.assert_close(TrainingLoss(model)(x, y), F.cross_entropy(model(x), y))
+
+
+def _normalizing(affine: bool = True) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(6, 8), nn.BatchNorm1d(8, affine=affine), nn.ReLU(), nn.Linear(8, 4)
+    )
+
+
+def test_one_clean_pass_serves_the_clean_loss_and_the_statistics():
+    """The same losses, gradients and running statistics as with a pass of the model's own."""
+    x, y = batch()
+    outcomes = []
+    for hooked in (False, True):
+        net = _normalizing()
+        passes = []
+        if hooked:
+            # A hook must run, so the model itself is called.
+            net[0].register_forward_hook(lambda *_, passes=passes: passes.append(1))
+        loss_fn = MixedLoss(net, EPS, subset=3, alpha=0.5)
+        parts = loss_fn(x, y, return_parts=True, index=torch.arange(3))
+        parts.loss.backward()
+        assert bool(passes) == hooked
+        assert (loss_fn._cache.normalizations is None) == hooked
+        outcomes.append(
+            (parts.clean_loss, parts.bound_loss, *(p.grad for p in net.parameters()), *net.buffers())
+        )
+    for shared, separate in zip(*outcomes, strict=True):
+        torch.testing.assert_close(shared, separate)
+
+
+@pytest.mark.parametrize("change", ["affine", "buffer"])
+def test_models_that_do_more_than_normalise_keep_their_own_pass(change):
+    net = _normalizing(affine=change != "affine")
+    if change == "buffer":
+        net.register_buffer("counter", torch.zeros(()))
+    loss_fn = MixedLoss(net, EPS)
+    x, y = batch()
+    loss_fn(x, y)
+    assert loss_fn._cache.normalizations is None
+    assert int(net[1].num_batches_tracked) == 1
