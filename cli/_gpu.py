@@ -61,9 +61,7 @@ def gpu_report(out: Output, loaded: LoadedModel, program: BoundProgram) -> dict[
     }
 
 
-def _totals(
-    out: Output, model: GpuReport, bounds: GpuReport, registers: int, spills: int
-) -> None:
+def _totals(out: Output, model: GpuReport, bounds: GpuReport, registers: int, spills: int) -> None:
     def both(name: str, *values: object) -> tuple[str, str, str]:
         return (name, str(values[0]), str(values[1]))
 

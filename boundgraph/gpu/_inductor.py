@@ -66,7 +66,9 @@ def unsupported() -> str | None:
             f"this is torch {torch.__version__}"
         )
     if importlib.util.find_spec("triton") is None:
-        return "the GPU report generates Triton code, and triton is not installed (pip install triton)"
+        return (
+            "the GPU report generates Triton code, and triton is not installed (pip install triton)"
+        )
     return None
 
 
@@ -101,7 +103,7 @@ class GraphCode:
     partitions: int = 0
 
 
-class _Captured(Exception):
+class _CodeCompleteError(Exception):
     """Ends a run once all code is generated."""
 
 
@@ -137,9 +139,9 @@ def _pretended_gpu() -> Iterator[None]:
         for name, fn in interface.items():
             patch = mock.patch.object(interfaces.CudaInterface, name, staticmethod(fn))
             stack.enter_context(patch)
-        stack.enter_context(mock.patch.object(helpers, "set_driver_to_gpu", lambda: None))
+        stack.enter_context(mock.patch.object(helpers, "set_driver_to_gpu", return_value=None))
         # On a GPU the gradient of a convolution's bias is a sum, not a library call.
-        stack.enter_context(mock.patch.object(decomposition, "is_gpu", lambda device: True))
+        stack.enter_context(mock.patch.object(decomposition, "is_gpu", return_value=True))
         properties = interfaces.caching_worker_device_properties
         stack.enter_context(mock.patch.dict(properties, cuda=[_H100]))
         stack.enter_context(inductor_config.patch(_SETTINGS))
@@ -194,7 +196,7 @@ def generate(
 
         def run(flat: list[Any]) -> list[Any]:
             if call is None:
-                raise _Captured
+                raise _CodeCompleteError
             return list(call(flat))
 
         run._boxed_call = True  # type: ignore[attr-defined]
@@ -215,7 +217,7 @@ def generate(
             backend=lambda module, x: compile_fx(module, x, inner_compile=inner),
         )
         result = None
-        with contextlib.suppress(_Captured):
+        with contextlib.suppress(_CodeCompleteError):
             result = compiled(*args)
             if execute and getattr(result, "requires_grad", False):
                 result.backward()
@@ -385,7 +387,7 @@ def _on_cpu(code: str) -> Callable[[list[Any]], Any]:
             "running kernels in the interpreter needs TRITON_INTERPRET=1 in the environment "
             "before triton is imported"
         )
-    helpers.libdevice = _Library()
+    helpers.libdevice = _Library()  # type: ignore[attr-defined]
     for old, new in _TO_CPU:
         code = code.replace(old, new)
     scope: dict[str, Any] = {"_Kernels": _Kernels, "__name__": "generated", "__file__": __file__}

@@ -19,7 +19,7 @@ from boundgraph.ir.program import Program
 
 def replaceable(model: nn.Module) -> bool:
     """Whether a pass of the model does nothing but compute logits and move running statistics."""
-    moved = set()
+    moved: set[int] = set()
     for module in model.modules():
         if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
             return False

@@ -58,9 +58,7 @@ class ProgramCache:
         self.active: BoundProgram | None = None
         self.classes = 0
         self.normalizations: tuple[_BatchNorm, ...] | None = None
-        self._programs: dict[
-            Hashable, tuple[BoundProgram, int, tuple[_BatchNorm, ...] | None]
-        ] = {}
+        self._programs: dict[Hashable, tuple[BoundProgram, int, tuple[_BatchNorm, ...] | None]] = {}
         # Keeps every part of a key alive, so that no id in a key is ever reused.
         self._alive: list[object] = []
         self._key: Hashable = None

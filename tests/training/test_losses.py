@@ -347,7 +347,12 @@ def test_one_clean_pass_serves_the_clean_loss_and_the_statistics():
         assert bool(passes) == hooked
         assert (loss_fn._cache.normalizations is None) == hooked
         outcomes.append(
-            (parts.clean_loss, parts.bound_loss, *(p.grad for p in net.parameters()), *net.buffers())
+            (
+                parts.clean_loss,
+                parts.bound_loss,
+                *(p.grad for p in net.parameters()),
+                *net.buffers(),
+            )
         )
     for shared, separate in zip(*outcomes, strict=True):
         torch.testing.assert_close(shared, separate)
