@@ -101,6 +101,8 @@ class GraphCode:
     kernels: list[SchedulerKernel]
     syncs: list[str] = field(default_factory=list)
     partitions: int = 0
+    # Inputs written in place whose address may change: torch then makes no CUDA graph.
+    moving: list[str] = field(default_factory=list)
 
 
 class _CodeCompleteError(Exception):
@@ -192,6 +194,7 @@ def generate(
         done = compile_fx_inner(*_moved(module, inputs), **keywords)
         graphs[-1].syncs = _synchronisations(module)
         graphs[-1].partitions = len(getattr(done, "partition_maps", None) or ())
+        graphs[-1].moving = _moving(module, keywords.get("static_input_idxs") or ())
         call = _on_cpu(graphs[-1].code) if execute else None
 
         def run(flat: list[Any]) -> list[Any]:
@@ -324,6 +327,17 @@ def _synchronisations(module: Any) -> list[str]:
         for node in module.graph.nodes
         if node.meta.get("unbacked_bindings") or "_local_scalar" in str(node.target)
     ]
+
+
+def _moving(module: Any, static: Sequence[int]) -> list[str]:
+    """Inputs that the graph writes and that are not known to keep their address."""
+    inputs = [node for node in module.graph.nodes if node.op == "placeholder"]
+    written = {
+        node.args[0]
+        for node in module.graph.nodes
+        if node.op == "call_function" and node.target is torch.ops.aten.copy_.default
+    }
+    return [node.name for i, node in enumerate(inputs) if node in written and i not in static]
 
 
 class _Library:

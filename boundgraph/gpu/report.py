@@ -137,6 +137,9 @@ class GpuReport:
         for number, parts in enumerate(self.partitions):
             if parts > 1:
                 found.append(f"graph {number} falls into {parts} partitions")
+        found += [
+            f"{name} is written in place but may move" for g in self.graphs for name in g.moving
+        ]
         return tuple(found)
 
     def resources(self) -> list[Resources]:

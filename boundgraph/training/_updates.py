@@ -104,6 +104,15 @@ class Update(ABC):
         """All parameters in the order in which `apply` expects gradients."""
         return [p for group in self.groups for p in group.params]
 
+    def tensors(self) -> list[Tensor]:
+        """What `apply` reads and writes beside the gradients; all on the parameters' device."""
+        found = self.parameters()
+        for group in self.groups:
+            found += group.numbers.values()
+            # The count of steps stays on the host, as the stock optimizer's does.
+            found += [p for name, slot in group.slots.items() if name != "step" for p in slot]
+        return found
+
     def _uses(self, slot: str, flags: dict[str, bool]) -> bool:
         return True
 

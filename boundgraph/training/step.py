@@ -43,6 +43,8 @@ class Step:
     Attributes:
         mode: see above.
         reason: why it is not `"whole"`, None where it is.
+        cuda_graphs: whether the compiled step is replayed as one CUDA graph.
+        cuda_graphs_reason: why it is not, although asked for; None otherwise.
         compile_seconds: time of the first call, compilation included.
         odd_batches: how many batches ran eagerly because of their shape.
     """
@@ -56,10 +58,13 @@ class Step:
         backend: str | Callable[..., Any] | None,
         options: Mapping[str, Any] | None,
         checks: bool | None,
+        cuda_graphs: bool = False,
     ) -> None:
         self.optimizer, self.loss_fn, self.clip_norm = optimizer, loss_fn, clip_norm
         self.backend, self.options = backend, dict(options or {})
         self.checks = checks
+        self.cuda_graphs, self.cuda_graphs_reason = cuda_graphs, None
+        self._wanted_cuda_graphs = cuda_graphs
         self.mode: Mode = "whole"
         self.reason: str | None = None
         self.compile_seconds: float | None = None
@@ -69,10 +74,15 @@ class Step:
         self._signature: Any = None
         # What was not finite since the last look, in the order of _WATCHED.
         self._bad = torch.zeros(3, dtype=torch.bool, device=loss_fn.eps.device)
+        self.device = loss_fn.eps.device
+        if cuda_graphs and self.device.type != "cuda":
+            self._without_cuda_graphs(f"the parameters are on {self.device}, not on a CUDA device")
         if backend is None:
             self.mode, self.reason = "eager", _ASKED
         else:
             self._choose()
+        if self.cuda_graphs and self.mode != "whole":
+            self._without_cuda_graphs(f"{self.reason}")
 
     def __call__(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         """Train on one batch.
@@ -116,8 +126,7 @@ class Step:
         """The traced function `(x, y, index)` of the `"whole"` mode, ready to be called."""
         if self.mode != "whole" or self._update is None:
             return None
-        self._update.bind()
-        self._update.fill()
+        self._ready()
         return self._region
 
     def raise_if_nonfinite(self) -> None:
@@ -154,14 +163,43 @@ class Step:
         else:
             self._fall_back("loss", reason)
 
+    def _ready(self) -> None:
+        """Bind the optimizer's state and write the numbers of the coming step."""
+        assert self._update is not None
+        if self._update.bind() and self._wanted_cuda_graphs:
+            # A CUDA graph may only write tensors whose address it knows to stay.
+            for tensor in (self._bad, *self._update.tensors(), *self.loss_fn.buffers()):
+                torch._dynamo.mark_static_address(tensor, guard=False)
+        self._update.fill()
+
+    def _without_cuda_graphs(self, reason: str) -> None:
+        self.cuda_graphs, self.cuda_graphs_reason = False, reason
+        warnings.warn(f"no CUDA graphs: {reason}", StepWarning, stacklevel=4)
+
+    def _compile_options(self) -> dict[str, Any]:
+        """Keyword arguments of torch.compile, for this step only."""
+        if self.backend != "inductor" or self.device.type != "cuda" or "mode" in self.options:
+            return self.options
+        # Independent small kernels share a launch; see docs/gpu.md.
+        chosen: dict[str, Any] = {"combo_kernels": True, "benchmark_combo_kernel": False}
+        if self.cuda_graphs:
+            chosen["triton.cudagraphs"] = True
+        return self.options | {"options": chosen | dict(self.options.get("options", {}))}
+
     def _torch_compile(self, fn: Callable[..., Any], fullgraph: bool) -> Callable[..., Any]:
         compiled: Callable[..., Any] = torch.compile(
-            fn, backend=self.backend or "eager", fullgraph=fullgraph, dynamic=False, **self.options
+            fn,
+            backend=self.backend or "eager",
+            fullgraph=fullgraph,
+            dynamic=False,
+            **self._compile_options(),
         )
         return compiled
 
     def _fall_back(self, mode: Mode, reason: str) -> None:
         self.mode, self.reason, self._update = mode, reason, None
+        if self.cuda_graphs:
+            self._without_cuda_graphs(f"the step is not one graph: {reason}")
         what = {"loss": "only the loss is compiled", "eager": "the step runs eagerly"}[mode]
         warnings.warn(f"{what}: {reason}", StepWarning, stacklevel=5)
         self._compiled = (
@@ -188,11 +226,15 @@ class Step:
         if self.mode == "loss" or self._update is None:
             assert self._compiled is not None
             return self._finish(self._compiled(x, y, index))
-        self._update.bind()
-        self._update.fill()
+        self._ready()
         assert self._compiled is not None
+        if self.cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             metrics: dict[str, Tensor] = self._compiled(x, y, index)
+        if self.cuda_graphs:
+            # The next replay writes over the graph's own outputs.
+            metrics = {name: value.clone() for name, value in metrics.items()}
         self._update.advance()
         # Learning-rate schedulers ask this flag whether the optimizer has stepped.
         self.optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -267,6 +309,7 @@ def compile_step(
     backend: str | Callable[..., Any] | None = "inductor",
     options: Mapping[str, Any] | None = None,
     checks: bool | None = None,
+    cuda_graphs: bool = False,
 ) -> Step:
     """Make a training step in which everything is compiled together where possible.
 
@@ -287,6 +330,10 @@ def compile_step(
         checks: look at every batch for bad labels and NaN (one pass over it, and a
             synchronisation on an accelerator). None: on a CPU each batch, elsewhere the
             first.
+        cuda_graphs: replay the whole step as one CUDA graph. Where that cannot be (no CUDA
+            device, a step that is not one graph) it runs without, and says so in a
+            `StepWarning` and `step.cuda_graphs_reason`. Choose the mode of torch.compile or
+            this, not both.
 
     Raises:
         ConfigError: an option has a value it cannot have.
@@ -311,6 +358,14 @@ def compile_step(
         raise ConfigError(f"clip_norm must be a positive number or None, got {clip_norm!r}")
     if not any(group["params"] for group in optimizer.param_groups):
         raise ConfigError("the optimizer has no parameters")
+    if cuda_graphs and "mode" in (options or {}):
+        raise ConfigError("choose cuda_graphs=True or the mode of torch.compile, not both")
     return Step(
-        optimizer, loss_fn, clip_norm=clip_norm, backend=backend, options=options, checks=checks
+        optimizer,
+        loss_fn,
+        clip_norm=clip_norm,
+        backend=backend,
+        options=options,
+        checks=checks,
+        cuda_graphs=cuda_graphs,
     )
