@@ -28,6 +28,8 @@ from boundgraph.passes import (
     FoldAffine,
     FoldBatchNorm,
     FoldSpec,
+    MarginProduct,
+    PairProducts,
     Pass,
     RelaxBackward,
     RelaxIBP,
@@ -66,6 +68,7 @@ class CompileOptions:
         max_memory: bytes that a call may take for its bounds; None for a default.
         keep_clean: where statistics come from a clean batch, its logits and statistics are
             outputs, too (internal; a training loss needs no second clean pass then).
+        tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
     """
 
     method: str = "ibp"
@@ -81,6 +84,7 @@ class CompileOptions:
     norms: tuple[tuple[str, float], ...] = ()
     linear: bool = False
     keep_clean: bool = False
+    tune_for: str = "cpu"
 
     @property
     def sound(self) -> bool:
@@ -131,6 +135,7 @@ def compile(
     target: str = "real",
     max_memory: int | None = None,
     keep_clean: bool = False,
+    tune_for: str | None = None,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -159,6 +164,8 @@ def compile(
         max_memory: bytes that a call of the program may take for its bounds, beside inputs
             and weights; samples and rows are portioned to fit. By default 1 GiB on a CPU,
             half of what is free on a GPU. `program.run` is not portioned.
+        tune_for: the kind of device, `"cpu"` or `"cuda"`, whose launch-saving passes are used;
+            that of the regions where None. The program runs anywhere.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -185,7 +192,8 @@ def compile(
         rounding,
         target,
         max_memory,
-        keep_clean,
+        keep_clean=keep_clean,
+        tune_for=tune_for or _device_of(regions),
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -290,6 +298,10 @@ def pipeline(
                 norms=options.norms,
             )
         )
+    if options.tune_for == "cuda" and not options.sound:
+        steps.append(PairProducts())
+        if options.lower_only:
+            steps.append(MarginProduct())
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
 
 
@@ -349,6 +361,11 @@ def _example(region: Region | Tensor) -> Tensor:
         f"expected Box, LinfBall, LpBall or a tensor, got {type(region).__name__}; "
         "e.g. boundgraph.LinfBall(x, eps=0.1)"
     )
+
+
+def _device_of(regions: Sequence[Region | Tensor]) -> str:
+    """The kind of device the first region is on."""
+    return _example(regions[0]).device.type if regions else "cpu"
 
 
 def _in_forward_order(

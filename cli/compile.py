@@ -61,7 +61,8 @@ def compile_command(
     if gpu:
         from boundgraph.cli._gpu import gpu_report
 
-        kernels = gpu_report(out, loaded, program)
+        tuned = compile_loaded(loaded, method, margin=margin, tune_for="cuda")
+        kernels = gpu_report(out, loaded, tuned)
     path = output or Path(f"{loaded.path.stem}.bgp")
     program.save(path)
     _usage(out, path, program, margin)
@@ -89,7 +90,12 @@ def compile_command(
 
 
 def compile_loaded(
-    loaded: LoadedModel, method: str, *, margin: bool = False, norm: float = math.inf
+    loaded: LoadedModel,
+    method: str,
+    *,
+    margin: bool = False,
+    norm: float = math.inf,
+    tune_for: str | None = None,
 ) -> BoundProgram:
     """Compile a loaded model; every floating-point input is a region."""
     import torch
@@ -108,7 +114,7 @@ def compile_loaded(
             raise SpecError(f"a margin needs outputs of shape [batch, classes]; got {shape}")
         spec = Margin(output.shape[1])
     regions = [ball(x, 0.0, norm) if x.is_floating_point() else x for x in loaded.inputs]
-    return compile(loaded.model, *regions, method=method, spec=spec)
+    return compile(loaded.model, *regions, method=method, spec=spec, tune_for=tune_for)
 
 
 def _captured(out: Output, loaded: LoadedModel, program: BoundProgram) -> None:

@@ -10,6 +10,8 @@ from boundgraph.passes.cleanup import DeadCode as DeadCode
 from boundgraph.passes.fold import FoldAffine as FoldAffine
 from boundgraph.passes.fold import FoldBatchNorm as FoldBatchNorm
 from boundgraph.passes.fold import FoldSpec as FoldSpec
+from boundgraph.passes.fuse_launches import MarginProduct as MarginProduct
+from boundgraph.passes.fuse_launches import PairProducts as PairProducts
 from boundgraph.passes.manager import Effect as Effect
 from boundgraph.passes.manager import Pass as Pass
 from boundgraph.passes.manager import PassRecord as PassRecord

@@ -8,8 +8,9 @@ into a modelled time. **It is generated code and a model: nothing here was timed
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -212,7 +213,8 @@ def report(
 
 def report_loss(loss_fn: TrainingLoss, x: Tensor, y: Tensor, **options: Any) -> GpuReport:
     """Forward and backward of a training loss, without the optimizer's update."""
-    loss_fn.prepare(x, y)
+    with _tuned_for_cuda(loss_fn):
+        loss_fn.prepare(x, y)
 
     def compute(x: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
         return loss_fn.compute(x, y, index).loss
@@ -229,7 +231,8 @@ def report_step(step: Step, x: Tensor, y: Tensor, **options: Any) -> GpuReport:
     region = step.region()
     if region is None:
         raise GpuReportError(f"the step is not one graph: {step.reason}")
-    step.loss_fn.prepare(x, y)
+    with _tuned_for_cuda(step.loss_fn):
+        step.loss_fn.prepare(x, y)
     index = step.loss_fn.draw(x.shape[0])
     dynamo = {"trace_autograd_ops": True}
     return report(region, x, y, index, dynamo=dynamo, **_with_defaults(options))
@@ -260,6 +263,17 @@ def report_program(
 
     with torch.no_grad():
         return report(bounds, list(inputs), labels, **_with_defaults(options))
+
+
+@contextlib.contextmanager
+def _tuned_for_cuda(loss_fn: TrainingLoss) -> Iterator[None]:
+    """The loss compiles the program that it would use on a CUDA device."""
+    before = getattr(loss_fn, "tune_for", None)
+    loss_fn.tune_for = "cuda"  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        loss_fn.tune_for = before  # type: ignore[assignment]
 
 
 def _with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.balls import least_over_ball
@@ -159,8 +160,41 @@ def _elements(
     return Interval(lower, -elements(total.narrow(0, count, count), batch_dim, shape))
 
 
+def _linear_pair(x: Interval, weight: torch.Tensor, *bias: torch.Tensor) -> Interval:
+    """`interval.linear` as one batched product of centre and radius with W and |W|."""
+    parts = torch.stack((x.center, x.radius))
+    products = torch.bmm(parts, torch.stack((weight, weight.abs())).transpose(1, 2))
+    center, radius = products.select(0, 0), products.select(0, 1)
+    return Interval.from_center_radius(center + bias[0] if bias else center, radius)
+
+
+def _linear_margin_lower(
+    x: Interval,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    classes: int,
+) -> Interval:
+    """Lower ends of `interval.linear_margin` as one product; upper ends are infinite.
+
+    D·c − |D|·r with D = W_y − W_j is the least value of (W_y − W_j)·v over c ± r. Rows of
+    all C² pairs serve the whole batch and the label picks among the products; the row of a
+    label with itself is exactly 0.
+    """
+    rows = weight.unsqueeze(1) - weight.unsqueeze(0)
+    signed = torch.cat((rows, -rows.abs()), 2).flatten(0, 1)
+    offsets = (bias.unsqueeze(1) - bias).flatten()
+    pairs = F.linear(torch.cat((x.center, x.radius), 1), signed, offsets)
+    own = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).unsqueeze(2)
+    lower = torch.where(own, pairs.unflatten(1, (classes, classes)), 0.0).sum(1)
+    return Interval(lower, torch.full_like(lower, torch.inf))
+
+
 BOUND_ONLY: dict[str, Rule] = {
     "interval.meet": meet,
+    "interval.linear_pair": _linear_pair,
+    "interval.linear_margin_lower": _linear_margin_lower,
     # A plain value that carries rounding from here on.
     "interval.point": Interval.point,
     "interval.tighten": _tighten,

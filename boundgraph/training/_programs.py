@@ -63,7 +63,7 @@ class ProgramCache:
         self._alive: list[object] = []
         self._key: Hashable = None
 
-    def select(self, model: nn.Module, x: Tensor, method: str) -> None:
+    def select(self, model: nn.Module, x: Tensor, method: str, tune_for: str | None = None) -> None:
         """Make the program for batches like `x` the active one, compiling it if needed."""
         # Modules and parameters are part of the key by identity, so that replacing a layer
         # or switching BatchNorm to evaluation cannot leave a stale program in use.
@@ -72,6 +72,7 @@ class ProgramCache:
             tuple(x.shape[1:]),
             x.dtype,
             x.device,
+            tune_for,
             tuple((id(module), module.training) for module in model.modules()),
             tuple(id(parameter) for parameter in model.parameters()),
         )
@@ -80,7 +81,7 @@ class ProgramCache:
         if key not in self._programs:
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            program, found = _compiled(model, example, method, classes)
+            program, found = _compiled(model, example, method, classes, tune_for)
             self._programs[key] = (program, classes, found)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key = key
@@ -88,7 +89,7 @@ class ProgramCache:
 
 
 def _compiled(
-    model: nn.Module, example: Tensor, method: str, classes: int
+    model: nn.Module, example: Tensor, method: str, classes: int, tune_for: str | None
 ) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
     """A program for training, with clean outputs where they can replace a pass of the model."""
 
@@ -101,6 +102,7 @@ def _compiled(
             training=True,
             lower_only=True,
             keep_clean=keep_clean,
+            tune_for=tune_for,
         )
 
     program = make(keep_clean=replaceable(model))

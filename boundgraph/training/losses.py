@@ -266,6 +266,8 @@ class MixedLoss(TrainingLoss):
         self.generator: torch.Generator | None = None
         if seed is not None:
             self.generator = torch.Generator(device=self.eps.device).manual_seed(seed)
+        # Whose launch-saving passes to use: the batch's device where None.
+        self.tune_for: str | None = None
         self._cache = ProgramCache()
 
     def draw(self, batch: int) -> Tensor | None:
@@ -296,7 +298,7 @@ class MixedLoss(TrainingLoss):
             CaptureError, UnsupportedError: the model cannot be captured or bounded.
             SpecError: the model's output is not `[batch, classes]`.
         """
-        self._cache.select(inner_module(self.model), x, self.method)
+        self._cache.select(inner_module(self.model), x, self.method, self.tune_for)
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
         super().check_batch(x, y)
