@@ -63,7 +63,8 @@ class Step:
         self.optimizer, self.loss_fn, self.clip_norm = optimizer, loss_fn, clip_norm
         self.backend, self.options = backend, dict(options or {})
         self.checks = checks
-        self.cuda_graphs, self.cuda_graphs_reason = cuda_graphs, None
+        self.cuda_graphs = cuda_graphs
+        self.cuda_graphs_reason: str | None = None
         self._wanted_cuda_graphs = cuda_graphs
         self.mode: Mode = "whole"
         self.reason: str | None = None
