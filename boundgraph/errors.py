@@ -86,6 +86,8 @@ class CheckpointError(BoundGraphError):
 
 class CertificateError(BoundGraphError):
     """A certificate is missing, or none could be made."""
+
+
 class GpuReportError(BoundGraphError):
     """Code for a GPU cannot be generated or examined here; says what is missing."""
 
