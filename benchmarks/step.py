@@ -103,12 +103,20 @@ class Setting:
         self,
         make_loss: Callable[[nn.Module], TrainingLoss],
         backend: str | None,
+        cuda_graphs: bool = False,
     ) -> Run:
         """One step of ours on an own copy of the network."""
         model = copy.deepcopy(self.network)
         optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
         loss_fn = make_loss(model)
-        step = compile_step(model, optimizer, loss_fn, clip_norm=CLIP_NORM, backend=backend)
+        step = compile_step(
+            model,
+            optimizer,
+            loss_fn,
+            clip_norm=CLIP_NORM,
+            backend=backend,
+            cuda_graphs=cuda_graphs,
+        )
         return lambda: step(self.x, self.y)
 
     def foreign(self, make_loss: Callable[[nn.Sequential], Callable[[], Tensor]]) -> Run:
@@ -141,9 +149,11 @@ def ours(setting: Setting, attacks: tuple[int, ...]) -> list[Entry]:
     entries += [Entry(name, setting.trainer(make, None), note="eager") for name, make in rows]
     if setting.backend is not None:
         for name, make in [("plain", TrainingLoss), *rows]:
-            entries.append(
-                Entry(f"{name}, compiled", setting.trainer(make, setting.backend), note="one graph")
-            )
+            run = setting.trainer(make, setting.backend)
+            entries.append(Entry(f"{name}, compiled", run, note="one graph"))
+            if setting.x.device.type == "cuda":
+                run = setting.trainer(make, setting.backend, cuda_graphs=True)
+                entries.append(Entry(f"{name}, CUDA graph", run, note="one CUDA graph"))
     for steps in attacks:
         run = setting.trainer(lambda m, s=steps: AdversarialLoss(m, eps, steps=s, seed=0), None)
         entries.append(Entry(f"PGD-{steps}", run, every=1 if steps < 20 else 5, note="eager"))
@@ -285,6 +295,35 @@ def measure(entries: list[Entry], repeats: int, warmup: int, device: str) -> Non
                 entry.ratios.setdefault(base.name, []).append(ratio)
 
 
+def modelled(setting: Setting) -> str:
+    """What the model of a GPU says of the same steps, forward and backward, over plain.
+
+    A model from generated code, not a timing; see docs/gpu.md.
+    """
+    from boundgraph.gpu import GpuReport, report_loss, unsupported
+
+    reason = unsupported()
+    if reason is not None:
+        return f"no modelled ratios: {reason}"
+    x, y = setting.x.cpu(), setting.y.cpu()
+
+    def found(make_loss: Callable[[nn.Module], TrainingLoss]) -> GpuReport:
+        return report_loss(make_loss(copy.deepcopy(setting.network).cpu()), x, y)
+
+    plain = found(TrainingLoss)
+    lines = ["modelled (generated code and a roofline, not a timing), over plain compiled:"]
+    for subset in (setting.k, None):
+        mixed = found(lambda m, k=subset: MixedLoss(m, setting.eps, subset=k, alpha=0.5, seed=0))
+        ratios = [
+            mixed.seconds(cuda_graph=on) / plain.seconds(cuda_graph=on) for on in (True, False)
+        ]
+        lines.append(
+            f"  mixed, k={subset or len(x)}: {ratios[0]:.2f} with CUDA graphs, {ratios[1]:.2f} "
+            f"without ({mixed.launches} launches against {plain.launches})"
+        )
+    return "\n".join(lines)
+
+
 def report(entries: list[Entry]) -> str:
     """The table as Markdown."""
     bases = [e.name for e in entries if e.name in ("plain", "plain, compiled")]
@@ -341,6 +380,12 @@ def main() -> None:
     print(report(entries))
     for line in skipped:
         print(f"\n{line}")
+    if args.device == "cuda":
+        memory = torch.cuda.max_memory_allocated() / 2**20
+        print(
+            f"\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; at most {memory:.0f} MiB "
+            f"allocated over all rows\n\n{modelled(setting)}"
+        )
     if args.json is not None:
         rows = {
             entry.name: {
