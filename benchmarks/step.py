@@ -383,8 +383,8 @@ def main() -> None:
     if args.device == "cuda":
         memory = torch.cuda.max_memory_allocated() / 2**20
         print(
-            f"\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; at most {memory:.0f} MiB "
-            f"allocated over all rows\n\n{modelled(setting)}"
+            f"\n{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}; at most {memory:.0f} "
+            f"MiB allocated over all rows\n\n{modelled(setting)}"
         )
     if args.json is not None:
         rows = {
