@@ -193,10 +193,9 @@ def _infer_bound_only(node: Node) -> TensorType:
         return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
-    if node.op in ("interval.meet", "interval.tighten") and not all(
     if node.op in ("interval.linear_pair", "interval.linear_margin_lower"):
         return IntervalType(type_.dtype, (*type_.shape[:-1], node.inputs[1].type.shape[0]))
-    if node.op == "interval.meet" and not all(
+    if node.op in ("interval.meet", "interval.tighten") and not all(
         isinstance(value.type, IntervalType) for value in node.inputs
     ):
         raise TypeError(f"{node.op} needs two intervals")
