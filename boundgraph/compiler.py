@@ -46,7 +46,7 @@ METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
 TRAINING_METHODS = METHODS[:-1]
 SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-TARGETS = ("real",)
+TARGETS = ("real", "executed")
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,11 @@ class CompileOptions:
             raise ConfigError(f"target={self.target!r} needs rounding='sound'")
         if self.sound and self.norms:
             raise ConfigError("rounding='sound' takes boxes and L-infinity balls, not p-balls")
+        if self.target != "real" and self.method != "ibp":
+            raise ConfigError(
+                f"target={self.target!r} needs method='ibp': linear bounds relate real numbers, "
+                "which computed ones do not follow exactly"
+            )
         if self.sound and self.training:
             raise ConfigError(
                 "rounding='sound' certifies; statistics of a training batch have no sound rule"
@@ -274,9 +279,11 @@ def pipeline(
         )
     # Merged weights are rounded, so a sound program keeps the layers apart.
     merges: list[Pass] = [] if options.sound else [FoldBatchNorm(), FoldAffine()]
-    steps += [*merges, FoldSpec(), DeadCode()]
+    executed = options.target == "executed"
+    # The network computes its logits one by one, before anything subtracts them.
+    steps += [*merges, *([] if executed else [FoldSpec()]), DeadCode()]
     if options.method == "ibp":
-        steps.append(RelaxIBP(bounded, sound=options.sound, norms=options.norms))
+        steps.append(RelaxIBP(bounded, sound=options.sound, executed=executed, norms=options.norms))
     elif "crown" in options.method:
         steps.append(
             RelaxBackward(

@@ -20,9 +20,10 @@ from boundgraph.attacks._common import (
     run_model,
 )
 from boundgraph.attacks.pgd import check_counts, pgd
-from boundgraph.compiler import METHODS, compile
+from boundgraph.compiler import METHODS, CompileOptions, compile
 from boundgraph.data.labelled import LabelledData, labelled_batches, sample_count
 from boundgraph.domains.balls import samples_of
+from boundgraph.domains.enclosure import corners
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import ball
 from boundgraph.domains.specs import Margin
@@ -36,7 +37,7 @@ from boundgraph.errors import (
 )
 from boundgraph.runtime.chunked import ChunkedProgram
 from boundgraph.runtime.module import BoundProgram
-from boundgraph.runtime.precision import certified_precision
+from boundgraph.runtime.precision import arithmetic
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,7 @@ def evaluate(
     seed: int = 0,
     progress: bool | Progress | None = None,
     max_memory: int | None = None,
+    rounding: str = "nearest",
 ) -> Evaluation:
     """Clean, attacked and certified accuracy over balls of a norm.
 
@@ -166,6 +168,8 @@ def evaluate(
             total number of samples (None where it is not known).
         max_memory: bytes that bounds may take; by default 1 GiB, on a GPU half of what is
             free.
+        rounding: `"sound"` certifies the exact real network, `"nearest"` up to rounding of the
+            bounds; see `docs/soundness.md`.
 
     Raises:
         ConfigError: a bad option, a model in training mode, or reduced precision.
@@ -194,10 +198,11 @@ def evaluate(
         limit,
         seed,
         max_memory,
+        rounding,
     )
     require_eval_mode(model)
     require_finite_weights(model)
-    with certified_precision(model), torch.inference_mode(False):
+    with arithmetic(model, rounding), torch.inference_mode(False):
         run = _Run(model, options)
         show, total = _reporter(progress), sample_count(data, limit)
         for x, y in labelled_batches(data, batch_size, limit):
@@ -220,6 +225,7 @@ class _Options:
     limit: int | None
     seed: int
     max_memory: int | None
+    rounding: str = "nearest"
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
@@ -227,6 +233,8 @@ class _Options:
         if not math.isfinite(self.eps) or self.eps < 0:
             raise RegionError(f"eps must be a finite number >= 0, got {self.eps}")
         check_counts(attack_steps=self.attack_steps, restarts=self.restarts)
+        for method in self.methods:
+            CompileOptions(method, rounding=self.rounding)
         for name in ("batch_size", "limit", "max_memory"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -268,7 +276,7 @@ class _Run:
         y = y.long()
         margin = margins(logits, y)
         clean = margin > 0
-        lowest = self._lowest_margins(region.interval(), y, clean, logits.shape[1])
+        lowest = self._lowest_margins(corners(region, options.rounding), y, clean, logits.shape[1])
         certified = proves(lowest)
         self._contradiction(certified & ~clean, margin, lowest, y)
         attacked = clean.clone()
@@ -322,7 +330,8 @@ class _Run:
 
             def build(pair: Tensor) -> BoundProgram:
                 region = ball(pair, self.options.eps, self.options.norm)
-                return compile(self.model, region, method=method, spec=Margin(classes))
+                chosen: dict[str, Any] = {"method": method, "rounding": self.options.rounding}
+                return compile(self.model, region, spec=Margin(classes), **chosen)
 
             self.programs[method] = ChunkedProgram(build, example, self.options.max_memory)
         return self.programs[method]

@@ -39,6 +39,12 @@ Methods = Annotated[
         "left open, e.g. ibp,crown.",
     ),
 ]
+Rounding = Annotated[
+    str,
+    typer.Option(
+        help="nearest, or sound: bounds that hold in exact real arithmetic.",
+    ),
+]
 Clip = Annotated[
     str,
     typer.Option("--clip", help="Range of valid inputs as LOW,HIGH; or none."),

@@ -13,6 +13,7 @@ from boundgraph.cli._options import (
     Method,
     ModelFile,
     Norm,
+    Rounding,
     examples,
     parse_clip,
     parse_norm,
@@ -44,6 +45,7 @@ def bounds_command(
         typer.Option("--assert", help="With --label: exit with 1 unless all margins are above 0."),
     ] = False,
     rows: Annotated[int, typer.Option(help="Rows to print per output.")] = 20,
+    rounding: Rounding = "nearest",
     as_json: Json = False,
 ) -> None:
     """Print bounds of the outputs when every input moves by at most EPS."""
@@ -61,7 +63,8 @@ def bounds_command(
     limits = parse_clip(clip)
     p = parse_norm(norm)
     regions = [ball(x, eps, p, limits) if x.is_floating_point() else x for x in loaded.inputs]
-    program = compile_loaded(loaded, method, margin=label is not None, norm=p)
+    options: dict[str, Any] = {"norm": p, "rounding": rounding}
+    program = compile_loaded(loaded, method, margin=label is not None, **options)
     labels = None if label is None else torch.full((len(loaded.inputs[0]),), label)
     with torch.no_grad():
         bounds = program(*regions, labels=labels)
@@ -71,7 +74,7 @@ def bounds_command(
     outputs = _outputs(bounds, center)
     for name, lower, value, upper in outputs:
         _print(out, f"{name}, {method}, ε = {eps}", lower, value, upper, rows)
-    data: dict[str, Any] = {"method": method, "eps": eps}
+    data: dict[str, Any] = {"method": method, "eps": eps, "rounding": rounding}
     proved = True
     if label is not None:
         others = torch.arange(outputs[0][1].shape[1]) != label

@@ -96,6 +96,7 @@ def compile_loaded(
     margin: bool = False,
     norm: float = math.inf,
     tune_for: str | None = None,
+    rounding: str = "nearest",
 ) -> BoundProgram:
     """Compile a loaded model; every floating-point input is a region."""
     import torch
@@ -114,7 +115,8 @@ def compile_loaded(
             raise SpecError(f"a margin needs outputs of shape [batch, classes]; got {shape}")
         spec = Margin(output.shape[1])
     regions = [ball(x, 0.0, norm) if x.is_floating_point() else x for x in loaded.inputs]
-    return compile(loaded.model, *regions, method=method, spec=spec, tune_for=tune_for)
+    options: dict[str, Any] = {"tune_for": tune_for, "rounding": rounding}
+    return compile(loaded.model, *regions, method=method, spec=spec, **options)
 
 
 def _captured(out: Output, loaded: LoadedModel, program: BoundProgram) -> None:

@@ -17,6 +17,7 @@ from boundgraph.cli._options import (
     Limit,
     Methods,
     Norm,
+    Rounding,
     Seed,
     Target,
     Threads,
@@ -61,6 +62,7 @@ def evaluate_command(
             show_default=False,
         ),
     ] = None,
+    rounding: Rounding = "nearest",
     download: Download = False,
     as_json: Json = False,
 ) -> None:
@@ -88,6 +90,7 @@ def evaluate_command(
         limit=limit,
         batch_size=batch,
         seed=seed,
+        rounding=rounding,
     )
     title = f"{target}, {subject.data.name}, ε = {radius}, {result.seconds:.1f} s"
     print_evaluation(out, result, title)

@@ -13,6 +13,7 @@ from boundgraph.cli._options import (
     Download,
     Json,
     Norm,
+    Rounding,
     Seed,
     Threads,
     Weights,
@@ -108,6 +109,7 @@ def verify_command(
     ] = None,
     seed: Seed = 0,
     threads: Threads = None,
+    rounding: Rounding = "nearest",
     download: Download = False,
     as_json: Json = False,
 ) -> None:
@@ -139,6 +141,7 @@ def verify_command(
         seed=seed,
         progress=sys.stderr.isatty() and not as_json,
         certificate=certificate is not None,
+        rounding=rounding,
     )
     verdicts = found if isinstance(found, list) else [found]
     for sample, verdict in enumerate(verdicts):
@@ -153,6 +156,7 @@ def verify_command(
     out.finish(
         {
             "proved": proved,
+            "rounding": rounding,
             "eps": eps,
             "labels": given,
             "verdicts": [_as_dict(verdict) for verdict in verdicts],

@@ -9,7 +9,7 @@ from boundgraph.errors import Diagnostic
 from boundgraph.ir.program import Attrs, Node, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType
 from boundgraph.ops import Kind, OpSpec
-from boundgraph.ops._sound import SOUND, exact, why_not
+from boundgraph.ops._sound import SOUND, TERMS, exact, why_not
 from boundgraph.ops._sound_terms import attributes
 from boundgraph.ops.bounded import INTERVAL
 
@@ -60,10 +60,16 @@ def carry_rounding(
 
 
 def sound_interval(
-    node: Node, spec: OpSpec, operands: Sequence[Value]
+    node: Node, spec: OpSpec, operands: Sequence[Value], *, executed: bool = False
 ) -> tuple[str, Attrs, Diagnostic | None]:
-    """Name and attributes of the rounding-sound interval op of a node."""
+    """Name and attributes of the rounding-sound interval op of a node.
+
+    A centred rule counts the roundings of the bound; with `executed` those of the network
+    itself come on top, which are as many. The other rules count both already.
+    """
     reason = why_not(spec)
+    if executed and reason is None and spec.sound is not None:
+        reason = "its rule is for the real function, not for what the network computes"
     values = (*operands, node.result)
     half = [v for v in values if v.type.is_float and v.type.dtype not in ("f32", "f64")]
     if half:
@@ -71,6 +77,8 @@ def sound_interval(
     if reason is not None:
         return INTERVAL + node.op, node.attrs, unsound(node, reason)
     attrs: dict[str, Any] = dict(node.attrs) | attributes(spec, operands, node)
+    if executed and spec.centred:
+        attrs[TERMS] = 2 * attrs[TERMS] + 4
     return INTERVAL + SOUND + node.op, Attrs(attrs), None
 
 

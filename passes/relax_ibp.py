@@ -27,6 +27,7 @@ class RelaxIBP(Pass):
         sound: intervals account for rounding (`interval.sound.*`); then a plain value that
             rounds becomes an interval, too.
         norms: which of them are p-balls, and p.
+        executed: with `sound`, also contain what the network computes in its dtype.
 
     Source: Gowal et al., arXiv 1810.12715.
 
@@ -36,6 +37,7 @@ class RelaxIBP(Pass):
 
     bounded: tuple[str, ...]
     sound: bool = False
+    executed: bool = False
     norms: Norms = ()
 
     name: ClassVar[str] = "relax-ibp"
@@ -70,7 +72,7 @@ class RelaxIBP(Pass):
                 if spec is None or spec.interval is None or rejected:
                     problems.append(diagnose(node, spec, rejected or positions))
                 elif self.sound:
-                    op, attrs, found = sound_interval(node, spec, operands)
+                    op, attrs, found = sound_interval(node, spec, operands, executed=self.executed)
                 elif (refined := balls.interval(node, spec, operands)) is not None:
                     values[str(node.result)] = refined
                     continue

@@ -29,7 +29,8 @@ def enclosure(region: object) -> Interval:
             "rounding='nearest'"
         )
     center = region.center.double()
-    eps = torch.as_tensor(region.eps).to(torch.float64).to(center.device)
+    # A Python number as the double that it is, not in torch's default dtype.
+    eps = torch.as_tensor(region.eps, dtype=torch.float64, device=center.device)
     lower, upper = center - eps, center + eps
     moved = eps != 0
     lower = torch.where(moved, torch.nextafter(lower, lower.new_tensor(-math.inf)), lower)
@@ -38,6 +39,13 @@ def enclosure(region: object) -> Interval:
         lower, upper = lower.clamp(*region.clip), upper.clamp(*region.clip)
     dtype = region.center.dtype
     return Interval(_rounded(lower, dtype, -math.inf), _rounded(upper, dtype, math.inf))
+
+
+def corners(region: object, rounding: str) -> Interval:
+    """Ends of a region, as bounds of this rounding need them."""
+    if rounding == "sound":
+        return enclosure(region)
+    return region.interval()  # type: ignore[attr-defined,no-any-return]
 
 
 def _rounded(value: Tensor, dtype: torch.dtype, towards: float) -> Tensor:

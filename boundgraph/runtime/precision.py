@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -70,6 +70,13 @@ def sound_precision(model: nn.Module, tensors: Sequence[Tensor]) -> Iterator[Non
         yield
     # A library loaded meanwhile (compiled code, say) may have set the flag.
     _refuse_flushed()
+
+
+def arithmetic(model: nn.Module, rounding: str) -> AbstractContextManager[None]:
+    """The floating-point settings that bounds of this rounding rely on."""
+    if rounding != "sound":
+        return certified_precision(model)
+    return sound_precision(model, (*model.parameters(), *model.buffers()))
 
 
 def _refuse_flushed() -> None:

@@ -77,6 +77,8 @@ def save(program: BoundProgram, path: str | os.PathLike[str]) -> None:
         "output_tree": None if tree is None else pytree.treespec_dumps(tree),
         "frontend": info.frontend,
         "max_memory": info.max_memory,
+        "rounding": info.rounding,
+        "target": info.target,
     }
     write_archive(path, KIND, state)
 
@@ -147,4 +149,7 @@ def _info(state: dict[str, Any]) -> ProgramInfo:
         output_tree=None if tree is None else pytree.treespec_loads(tree),
         frontend=state["frontend"],
         max_memory=state.get("max_memory"),
+        # Files of earlier versions hold programs that round to nearest.
+        rounding=state.get("rounding", "nearest"),
+        target=state.get("target", "real"),
     )

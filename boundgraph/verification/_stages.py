@@ -41,11 +41,13 @@ class Stages:
         model: the user's.
         regions: one sample's, for their shapes.
         max_memory: bytes that bounds may take.
+        rounding: of the bounds.
     """
 
     model: nn.Module
     regions: tuple[Region | Tensor, ...]
     max_memory: int
+    rounding: str = "nearest"
     programs: dict[tuple[str, bytes], BoundProgram] = field(default_factory=dict)
     compile_seconds: float = math.inf
     seconds_per_element: float = 0.0
@@ -69,6 +71,7 @@ class Stages:
                 method=method,
                 spec=LinearSpec(matrix, offset),
                 lower_only=method not in ("ibp", "symbolic", "mix"),
+                rounding=self.rounding,
             )
             if not first:
                 # The first one also loads what tracing needs.

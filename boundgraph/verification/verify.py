@@ -11,11 +11,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from boundgraph.compiler import CompileOptions
+from boundgraph.domains.enclosure import corners
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.errors import CertificateError, SoundnessError, UnsupportedError
 from boundgraph.runtime.module import BoundProgram
-from boundgraph.runtime.precision import certified_precision
+from boundgraph.runtime.precision import arithmetic
 from boundgraph.verification._arguments import check, labels_of, methods_of, one_sample
 from boundgraph.verification._stages import Outcome, Stages, default_memory, run_stage
 from boundgraph.verification.certificate import certify
@@ -68,6 +70,7 @@ def verify(
     seed: int = 0,
     progress: bool | Report | None = None,
     certificate: bool = False,
+    rounding: str = "nearest",
 ) -> Verdict | list[Verdict]:
     """Prove a property on a region, find an input that breaks it, or say why neither worked.
 
@@ -92,6 +95,8 @@ def verify(
         progress: True for lines on stderr; a callable gets a `Progress` before each stage.
         certificate: give a `Proved` a certificate that `boundgraph check` proves again
             (`docs/certificates.md`), or the reason why it has none.
+        rounding: `"sound"` proves the property of the exact real network, `"nearest"` up to
+            rounding of the bounds; see `docs/soundness.md`.
 
     Returns:
         The verdict for a batch of one; for a larger batch a list, one verdict per sample.
@@ -112,10 +117,12 @@ def verify(
     regions = (region,) if isinstance(region, Region) else tuple(region)
     batch = check(model, regions, spec, timeout, max_memory)
     names, chosen = methods_of(methods), labels_of(labels, batch, spec)
+    for name in names:
+        CompileOptions(name, rounding=rounding)
     memory = default_memory(_device(regions[0])) if max_memory is None else max_memory
-    stages = Stages(model, regions, memory)
+    stages = Stages(model, regions, memory, rounding)
     run = _Run(stages, names, timeout, attack, seed, _reporter(progress), batch, certificate)
-    with certified_precision(model), torch.inference_mode(False):
+    with arithmetic(model, rounding), torch.inference_mode(False):
         verdicts = [
             run.decide(
                 sample,
@@ -146,7 +153,8 @@ class _Run:
         self, sample: int, regions: tuple[Region | Tensor, ...], spec: AnySpec, label: int | None
     ) -> Verdict:
         self.stages.begin(regions)
-        inputs = [r if isinstance(r, Tensor) else r.interval() for r in regions]
+        rounding = self.stages.rounding
+        inputs = [r if isinstance(r, Tensor) else corners(r, rounding) for r in regions]
         center = tuple(r if isinstance(r, Tensor) else r.center for r in regions)
         output = run_model(self.stages.model, center)
         clauses = normalize(spec, output, label, sample)
