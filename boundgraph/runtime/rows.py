@@ -362,7 +362,11 @@ def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _by_sample(x: Tensor, batch_dim: int | None) -> Tensor:
-    return x.reshape(1, -1) if batch_dim is None else x.movedim(batch_dim, 0).flatten(1)
+    if batch_dim is None:
+        return x.reshape(1, -1)
+    moved = x.movedim(batch_dim, 0)
+    # A sample may be a single number.
+    return moved.flatten(1) if moved.dim() > 1 else moved.unsqueeze(1)
 
 
 def _from_samples(x: Tensor, batch_dim: int | None, shape: torch.Size) -> Tensor:
