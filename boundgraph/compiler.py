@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boundgraph.domains.regions import Box, LinfBall, LpBall, Region, norm_of
-from boundgraph.domains.specs import LinearSpec, Margin, Spec
+from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError, RegionError, SpecError
 from boundgraph.fingerprint import fingerprint
 from boundgraph.frontends.capture import Capture, capture
@@ -20,6 +20,7 @@ from boundgraph.ops._infer import RegistryTable
 from boundgraph.passes import (
     AttachLinear,
     AttachMargin,
+    AttachTracks,
     BoundedCommonSubexpressions,
     BoundedDeadCode,
     CleanStatistics,
@@ -64,6 +65,7 @@ class CompileOptions:
         rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
         norms: names of captured inputs that are p-balls, and p.
         linear: the outputs of a backward program are its bounds and then its linear forms.
+        tracks: under a margin, its interval bounds are a second output (for training).
         target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
         max_memory: bytes that a call may take for its bounds; None for a default.
         keep_clean: where statistics come from a clean batch, its logits and statistics are
@@ -85,6 +87,7 @@ class CompileOptions:
     linear: bool = False
     keep_clean: bool = False
     tune_for: str = "cpu"
+    tracks: bool = False
 
     @property
     def sound(self) -> bool:
@@ -100,6 +103,12 @@ class CompileOptions:
             raise ConfigError(
                 f"max_memory must be a positive number of bytes, got {self.max_memory}"
             )
+        if self.tracks and not isinstance(self.spec, Margin):
+            raise ConfigError("tracks=True needs spec=Margin(classes)")
+        if isinstance(self.spec, CrossEntropy) and (self.sound or not self.tracks):
+            raise ConfigError("CrossEntropy is a training loss: it needs tracks=True and no sound")
+        if self.tracks and self.method not in ("crown-ibp", "crown"):
+            raise ConfigError(f"method {self.method!r} has no backward and interval track")
 
     def _check_rounding(self) -> None:
         if self.rounding not in ("nearest", "sound"):
@@ -141,6 +150,7 @@ def compile(
     max_memory: int | None = None,
     keep_clean: bool = False,
     tune_for: str | None = None,
+    tracks: bool = False,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -163,6 +173,7 @@ def compile(
         dynamic_batch: require (True) or forbid (False) a dynamic batch size.
         rounding: `"nearest"` (bounds hold up to rounding of their own computation) or
             `"sound"` (they hold for the exact real network; see `docs/soundness.md`).
+        tracks: under a margin and a backward method, interval bounds are a second output.
         target: with `"sound"`, `"executed"` also contains what the network computes in its
             dtype, in any order of summation.
         lower_only: backward methods bound the outputs below only (half the rows).
@@ -199,6 +210,7 @@ def compile(
         max_memory,
         keep_clean=keep_clean,
         tune_for=tune_for or _device_of(regions),
+        tracks=tracks,
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -270,6 +282,8 @@ def pipeline(
     others = options.training and options.keep_clean and normalizes
     if isinstance(options.spec, Margin):
         steps.append(AttachMargin(options.spec.classes, others=others))
+        if options.tracks:
+            steps.append(AttachTracks(loss=isinstance(options.spec, CrossEntropy)))
     elif isinstance(options.spec, LinearSpec):
         offset = options.spec.offset
         steps.append(
@@ -294,6 +308,7 @@ def pipeline(
                 sound=options.sound,
                 norms=options.norms,
                 linear=options.linear,
+                forward=(1,) if options.tracks else (),
             )
         )
     else:

@@ -55,7 +55,9 @@ def train_command(
     eps: Annotated[
         float, typer.Option("--eps", "-e", help="Radius to be robust for; pixels are in [0, 1].")
     ] = 0.1,
-    recipe: Annotated[str, typer.Option(help="mixtrain, ibp, pgd or standard.")] = "mixtrain",
+    recipe: Annotated[
+        str, typer.Option(help="mixtrain, ibp, crown-ibp, pgd or standard.")
+    ] = "mixtrain",
     epochs: Annotated[
         int | None, typer.Option(help="Passes over the data.", show_default="the recipe's")
     ] = None,

@@ -2,6 +2,7 @@
 
 from boundgraph.passes.attach_spec import AttachLinear as AttachLinear
 from boundgraph.passes.attach_spec import AttachMargin as AttachMargin
+from boundgraph.passes.attach_spec import AttachTracks as AttachTracks
 from boundgraph.passes.clean_statistics import CleanStatistics as CleanStatistics
 from boundgraph.passes.cleanup import BoundedCommonSubexpressions as BoundedCommonSubexpressions
 from boundgraph.passes.cleanup import BoundedDeadCode as BoundedDeadCode

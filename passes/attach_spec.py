@@ -65,6 +65,26 @@ class AttachMargin(Pass):
 
 
 @dataclass(frozen=True)
+class AttachTracks(Pass):
+    """The margin is returned twice, or its negative loss and the margin itself."""
+
+    loss: bool
+
+    name: ClassVar[str] = "attach-tracks"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, program: Program) -> Program:
+        margin = _single_output(program)
+        if not self.loss:
+            return program.with_nodes(program.nodes, outputs=(margin, margin))
+        type_ = TensorType(margin.type.dtype, margin.type.shape[:1])
+        result = Value(_unused(program, "loss"), type_)
+        nodes = (*program.nodes, Node(result, "negative_loss", (margin,)))
+        return program.with_nodes(nodes, outputs=(result, margin))
+
+
+@dataclass(frozen=True)
 class AttachLinear(Pass):
     """The flattened output times a matrix (parameter `@spec.matrix`), plus an offset."""
 

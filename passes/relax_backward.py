@@ -53,6 +53,7 @@ class RelaxBackward(Pass):
         norms: which of the inputs are p-balls, and p: forms take their dual norm there.
         linear: after its bounds the only output gives the forms at the perturbed inputs, and
             the bounds of what the walk left behind as intervals, if anything.
+        forward: positions of outputs whose interval is wanted, without a walk.
     """
 
     bounded: tuple[str, ...]
@@ -62,6 +63,7 @@ class RelaxBackward(Pass):
     sound: bool = False
     norms: Norms = ()
     linear: bool = False
+    forward: tuple[int, ...] = ()
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -77,7 +79,11 @@ class RelaxBackward(Pass):
         run.balls.add_inputs(program.inputs)
         for node in program.nodes:
             run.add_node(node)
-        outputs = [] if run.problems else [v for o in program.outputs for v in run.output(o)]
+        outputs = (
+            []
+            if run.problems
+            else [v for i in range(len(program.outputs)) for v in run.output(i)]
+        )
         if run.problems:
             raise UnsupportedError(list(dict.fromkeys(run.problems)))
         return run.builder.build(outputs)
@@ -148,7 +154,8 @@ class Run:
             span=node.span,
         )
 
-    def output(self, value: Value) -> list[Value]:
+    def output(self, position: int) -> list[Value]:
+        value = self.program.outputs[position]
         key = str(value)
         if self.options.linear:
             if len(self.program.outputs) > 1:
@@ -158,7 +165,7 @@ class Run:
             return self._linear(value)
         if key not in self.interval:
             return [self.plain[key]]
-        if key not in self.nodes:
+        if key not in self.nodes or position in self.options.forward:
             return [self.interval[key]]
         return [self._backward(value, signed=not self.options.lower_only)]
 

@@ -42,6 +42,16 @@ class Margin:
             )
 
 
+@dataclass(frozen=True)
+class CrossEntropy(Margin):
+    """The negative cross-entropy at the label, one row; and the margins as plain intervals.
+
+    For training: a backward method carries one row instead of one per class. The lower bound of
+    the first output is minus an upper bound of the loss, before the correction that
+    `training.MixedLoss` applies.
+    """
+
+
 @dataclass(frozen=True, eq=False)
 class LinearSpec:
     """Rows `matrix · f + offset` of the flattened output.

@@ -12,6 +12,7 @@ from boundgraph.ops import indexing as indexing
 from boundgraph.ops import interpolate as interpolate
 from boundgraph.ops import joining as joining
 from boundgraph.ops import linear as linear
+from boundgraph.ops import loss as loss
 from boundgraph.ops import matmul as matmul
 from boundgraph.ops import moving as moving
 from boundgraph.ops import norm as norm

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.domains.specs import LinearSpec, Margin, Spec
+from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
 from boundgraph.errors import CheckpointError, InternalError, ParseError
 from boundgraph.ir.parser import parse_program
 from boundgraph.ir.program import Program
@@ -125,7 +125,7 @@ def _check_tensors(path: str | os.PathLike[str], program: Program, loaded: Bound
 
 def _spec_state(spec: Spec | None) -> dict[str, Any] | None:
     if isinstance(spec, Margin):
-        return {"classes": spec.classes}
+        return {"classes": spec.classes, "loss": isinstance(spec, CrossEntropy)}
     if isinstance(spec, LinearSpec):
         return {"matrix": spec.matrix, "offset": spec.offset}
     return None
@@ -134,7 +134,10 @@ def _spec_state(spec: Spec | None) -> dict[str, Any] | None:
 def _spec(state: dict[str, Any] | None) -> Spec | None:
     if state is None:
         return None
-    return Margin(**state) if "classes" in state else LinearSpec(**state)
+    if "classes" not in state:
+        return LinearSpec(**state)
+    made = CrossEntropy if state.get("loss") else Margin
+    return made(state["classes"])
 
 
 def _info(state: dict[str, Any]) -> ProgramInfo:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
-from boundgraph.domains.specs import Margin
+from boundgraph.domains.specs import CrossEntropy, Margin
 from boundgraph.errors import SpecError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import normalizations, replaceable
@@ -63,12 +63,21 @@ class ProgramCache:
         self._alive: list[object] = []
         self._key: Hashable = None
 
-    def select(self, model: nn.Module, x: Tensor, method: str, tune_for: str | None = None) -> None:
+    def select(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        method: str,
+        *,
+        fused: bool = False,
+        tracks: bool = False,
+        tune_for: str | None = None,
+    ) -> None:
         """Make the program for batches like `x` the active one, compiling it if needed."""
         # Modules and parameters are part of the key by identity, so that replacing a layer
         # or switching BatchNorm to evaluation cannot leave a stale program in use.
         key = (
-            method,
+            (method, fused, tracks),
             tuple(x.shape[1:]),
             x.dtype,
             x.device,
@@ -81,7 +90,7 @@ class ProgramCache:
         if key not in self._programs:
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            program, found = _compiled(model, example, method, classes, tune_for)
+            program, found = _compiled(model, example, method, classes, tune_for, fused, tracks)
             self._programs[key] = (program, classes, found)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key = key
@@ -89,7 +98,13 @@ class ProgramCache:
 
 
 def _compiled(
-    model: nn.Module, example: Tensor, method: str, classes: int, tune_for: str | None
+    model: nn.Module,
+    example: Tensor,
+    method: str,
+    classes: int,
+    tune_for: str | None,
+    fused: bool,
+    tracks: bool,
 ) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
     """A program for training, with clean outputs where they can replace a pass of the model."""
 
@@ -98,13 +113,17 @@ def _compiled(
             model,
             Box(example, example),
             method=method,
-            spec=Margin(classes),
+            spec=CrossEntropy(classes) if fused else Margin(classes),
             training=True,
             lower_only=True,
+            tracks=fused or tracks,
             keep_clean=keep_clean,
             tune_for=tune_for,
         )
 
+    if fused or tracks:
+        # Its two outputs are the bounds; the clean logits take a pass of their own.
+        return make(keep_clean=False), None
     program = make(keep_clean=replaceable(model))
     if not program.needs_clean or len(program.ir.outputs) == 1:
         return program, None

@@ -26,6 +26,7 @@ from boundgraph.domains.regions import linf_interval
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import move_statistics
+from boundgraph.training._fusion import fused_bound, margin_bound
 from boundgraph.training._programs import ProgramCache, inner_module
 from boundgraph.training.controllers import ConstantController, Controller, make_controller
 
@@ -50,10 +51,14 @@ def _epsilon(value: float) -> float:
     return float(value)
 
 
-def _alpha(value: float) -> float:
+def _fraction(name: str, value: float) -> float:
     if isinstance(value, bool) or not 0.0 <= value <= 1.0:
-        raise ConfigError(f"alpha must lie in [0, 1], got {value!r}")
+        raise ConfigError(f"{name} must lie in [0, 1], got {value!r}")
     return float(value)
+
+
+def _alpha(value: float) -> float:
+    return _fraction("alpha", value)
 
 
 class TrainingLoss(nn.Module):
@@ -226,6 +231,10 @@ class MixedLoss(TrainingLoss):
         clip: range of valid inputs, None for no limit.
         train_eps: factor on ε while training (training for a slightly larger radius
             certifies better at the nominal one).
+        fused: bound the cross-entropy itself: one backward row instead of one per class
+            (Xu et al., loss fusion, arXiv 2002.12920). Needs `"crown-ibp"`.
+        beta: weight of the backward bounds against interval bounds, in [0, 1], moved by
+            `set(beta=...)`: CROWN-IBP's ramp (arXiv 1906.06316). None for backward alone.
         seed: draws come from an own generator with this seed; None uses torch's default
             generator. Under your own `torch.compile(fullgraph=True)` use None or pass
             `index=loss.draw(len(x))`.
@@ -236,6 +245,8 @@ class MixedLoss(TrainingLoss):
         >>> loss = loss_fn(torch.rand(6, 4), torch.randint(0, 3, (6,)))
         >>> loss.backward()
     """
+
+    beta: Tensor | None
 
     def __init__(
         self,
@@ -248,6 +259,8 @@ class MixedLoss(TrainingLoss):
         controller: Controller | str | None = None,
         clip: tuple[float, float] | None = (0.0, 1.0),
         train_eps: float = 1.0,
+        fused: bool = False,
+        beta: float | None = None,
         seed: int | None = None,
     ) -> None:
         if isinstance(controller, str):
@@ -261,7 +274,15 @@ class MixedLoss(TrainingLoss):
             raise ConfigError(f"subset must be a positive whole number or None, got {subset!r}")
         if not (math.isfinite(train_eps) and train_eps > 0):
             raise ConfigError(f"train_eps must be a positive factor, got {train_eps!r}")
+        if fused and method != "crown-ibp":
+            raise ConfigError(f"fused=True needs method='crown-ibp', got {method!r}")
+        if beta is not None and method not in ("crown-ibp", "crown"):
+            raise ConfigError(f"beta mixes backward with interval bounds; {method!r} has none")
         self.method, self.subset, self.train_eps = method, subset, float(train_eps)
+        self.fused = fused
+        # A 0-d tensor, so that its ramp compiles nothing anew.
+        value = None if beta is None else torch.full_like(self.eps, _fraction("beta", beta))
+        self.register_buffer("beta", value, persistent=False)
         self.controller = self_controller
         self.generator: torch.Generator | None = None
         if seed is not None:
@@ -269,6 +290,21 @@ class MixedLoss(TrainingLoss):
         # Whose launch-saving passes to use: the batch's device where None.
         self.tune_for: str | None = None
         self._cache = ProgramCache()
+
+    def set(
+        self, *, eps: float | None = None, alpha: float | None = None, beta: float | None = None
+    ) -> None:
+        """Change ε, α or β in place.
+
+        Raises:
+            ConfigError: a value out of range, or β of a loss without one.
+        """
+        super().set(eps=eps, alpha=alpha)
+        if beta is None:
+            return
+        if self.beta is None:
+            raise ConfigError("this loss has no beta: pass beta= when making it")
+        self.beta.fill_(_fraction("beta", beta))
 
     def draw(self, batch: int) -> Tensor | None:
         """k distinct indices drawn uniformly on the device; None where all are used."""
@@ -298,7 +334,9 @@ class MixedLoss(TrainingLoss):
             CaptureError, UnsupportedError: the model cannot be captured or bounded.
             SpecError: the model's output is not `[batch, classes]`.
         """
-        self._cache.select(inner_module(self.model), x, self.method, self.tune_for)
+        tracks = self.beta is not None
+        model = inner_module(self.model)
+        self._cache.select(model, x, self.method, fused=self.fused, tracks=tracks, tune_for=self.tune_for)
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
         super().check_batch(x, y)
@@ -313,12 +351,14 @@ class MixedLoss(TrainingLoss):
 
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])
-        logits, margins = self._clean_and_margins(x, chosen_x, chosen_y)
+        logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y)
         clean_loss = F.cross_entropy(logits, y)
-        bound_loss = F.cross_entropy(-margins, chosen_y)
+        if self.fused:
+            assert isinstance(outputs, tuple)
+            bound_loss, certified = fused_bound(outputs, self.beta)
+        else:
+            bound_loss, certified = margin_bound(outputs, chosen_y, self.beta)
         loss = (1.0 - self.alpha) * clean_loss + self.alpha * bound_loss
-        # Row y is exactly 0, so all other rows above 0 makes classes − 1; NaN never counts.
-        certified = ((margins > 0).sum(1) == margins.shape[1] - 1).to(margins.dtype).mean()
         return LossParts(
             loss,
             clean_loss.detach(),
@@ -327,21 +367,21 @@ class MixedLoss(TrainingLoss):
             certified.detach(),
         )
 
-    def _clean_and_margins(
+    def _clean_and_bounds(
         self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of the batch and lower margins of the chosen samples."""
+    ) -> tuple[Tensor, Interval | tuple[Interval, ...]]:
+        """Logits of the batch, and what the program bounds of the chosen samples."""
         program, regions = self.program, (self.region(chosen_x),)
         modules = self._cache.normalizations
         if modules is None:
             logits = self.model(x)
             clean = (x,) if program.needs_clean else ()
-            return logits, program.run(regions, chosen_y, clean).lower
+            return logits, program.run(regions, chosen_y, clean)
         margins, logits, *statistics = program.run(regions, chosen_y, (x,))
         if inner_module(self.model) is not self.model or torch.is_autocast_enabled(x.device.type):
-            return self.model(x), margins.lower
+            return self.model(x), margins
         move_statistics(modules, statistics)
-        return logits, margins.lower
+        return logits, margins
 
     def end_epoch(self, epoch_metrics: Mapping[str, float]) -> float:
         """Let the controller move α by the epoch's metrics; returns the new α."""
@@ -351,12 +391,14 @@ class MixedLoss(TrainingLoss):
     def training_state(self) -> dict[str, Any]:
         state = super().training_state()
         state["controller"] = self.controller.state_dict()
+        state["beta"] = None if self.beta is None else float(self.beta)
         state["generator"] = None if self.generator is None else self.generator.get_state()
         return state
 
     def load_training_state(self, state: Mapping[str, Any]) -> None:
         super().load_training_state(state)
         self.controller.load_state_dict(state["controller"])
+        self.set(beta=state.get("beta"))
         if (state["generator"] is None) != (self.generator is None):
             raise ConfigError("the saved run and this one differ in whether the loss has a seed")
         if self.generator is not None:

@@ -51,6 +51,9 @@ class Recipe:
         ema_start: fraction of the run before which the average just follows the weights.
         init: `"default"` leaves the model's weights, `"ibp"` draws them with
             `initialize_for_ibp`.
+        fused: bound the cross-entropy itself instead of the margins (`"crown-ibp"`).
+        beta: weight of the backward bounds over the run, the rest being interval bounds;
+            None for backward bounds alone, or another method.
         attack_steps: PGD steps of the `"pgd"` loss.
     """
 
@@ -72,6 +75,8 @@ class Recipe:
     ema: float | None = None
     ema_start: float = 0.5
     init: str = "ibp"
+    fused: bool = False
+    beta: Schedule | None = None
     attack_steps: int = 7
 
     def __post_init__(self) -> None:
@@ -83,7 +88,7 @@ class Recipe:
             _positive_whole(name, getattr(self, name))
         if self.subset is not None:
             _positive_whole("subset", self.subset)
-        for name in ("lr", "eps"):
+        for name in ("lr", "eps", *(("beta",) if self.beta is not None else ())):
             if not isinstance(getattr(self, name), Schedule):
                 raise ConfigError(
                     f"{name} must be a Schedule, e.g. Constant({getattr(self, name)!r})"
@@ -123,6 +128,8 @@ class Recipe:
             controller=self.make_controller(),
             clip=clip,
             train_eps=self.train_eps,
+            fused=self.fused,
+            beta=None if self.beta is None else self.beta.at(0.0),
             seed=seed,
         )
 
@@ -155,6 +162,8 @@ class Recipe:
     ) -> None:
         """Set ε and the learning rate for `step` (from 0) of `total`."""
         loss_fn.set(eps=target_eps * self.eps.value(step, total))
+        if self.beta is not None and isinstance(loss_fn, MixedLoss):
+            loss_fn.set(beta=self.beta.value(step, total))
         rate = self.lr.value(step, total)
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -163,6 +172,7 @@ class Recipe:
         """Plain data that `recipe_from_dict` reads back."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["lr"], data["eps"] = self.lr.to_dict(), self.eps.to_dict()
+        data["beta"] = None if self.beta is None else self.beta.to_dict()
         data["controller_options"] = dict(self.controller_options)
         return data
 
@@ -192,7 +202,7 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
         ConfigError: a field that recipes do not have, or a bad value.
     """
     options = dict(data)
-    for name in ("lr", "eps"):
+    for name in ("lr", "eps", "beta"):
         if isinstance(options.get(name), Mapping):
             options[name] = schedule_from_dict(options[name])
     unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Recipe)})
@@ -203,6 +213,16 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
 
 mixtrain = Recipe()
 ibp = Recipe(name="ibp", subset=None, alpha=1.0, train_eps=1.0, lr=Cosine(2e-3))
+crown_ibp = Recipe(
+    name="crown-ibp",
+    method="crown-ibp",
+    subset=None,
+    alpha=1.0,
+    train_eps=1.0,
+    lr=Cosine(2e-3),
+    fused=True,
+    beta=Linear(1.0, 0.0, end=0.4),
+)
 pgd = Recipe(
     name="pgd",
     loss="pgd",
@@ -222,11 +242,13 @@ standard = Recipe(
     eps=Constant(1.0),
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (mixtrain, ibp, pgd, standard)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (mixtrain, ibp, crown_ibp, pgd, standard)
+}
 
 # What differs from the recipe for one data set and ε.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}},
+    "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}, "crown-ibp": {"epochs": 120}},
     "mnist-0.1": {
         "mixtrain": {"epochs": 70, "alpha": 0.8, "train_eps": 1.25, "lr": Cosine(3e-3)},
         "ibp": {"epochs": 40, "batch_size": 128},
@@ -246,7 +268,7 @@ def get_recipe(name: str = "mixtrain", preset: str | None = None, **changes: Any
     """A recipe by name, adapted to a data set, with single values changed.
 
     Args:
-        name: `"mixtrain"`, `"ibp"`, `"pgd"` or `"standard"`.
+        name: `"mixtrain"`, `"ibp"`, `"crown-ibp"`, `"pgd"` or `"standard"`.
         preset: `"digits"`, `"mnist-0.1"`, `"mnist-0.3"` or None for the recipe as it is.
         changes: fields of `Recipe`; they win.
 

@@ -1,0 +1,68 @@
+"""Bounds of the cross-entropy itself, and their mixture with interval bounds.
+
+A program with `spec=CrossEntropy(classes)` bounds the loss with one backward row instead of
+one per class; a tracked margin program gives backward and interval margins side by side.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval
+
+
+def fused_losses(negative: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
+    """Upper bounds of each sample's cross-entropy: backward, and from intervals.
+
+    The backward form bounds `log S + t − 1` with S the sum of exponentials at the interval
+    margins and `t·S` a linear bound of the sum; so `log S + log t` holds, and is tighter.
+    t lies in (0, 1]; where rounding says otherwise it is moved up, which is sound, or down to 1,
+    where the interval bound holds by itself.
+
+    Args:
+        negative: `[batch]` lower bounds of the negative loss.
+        margins: `[batch, classes]` interval lower bounds of the margins.
+    """
+    total = torch.logsumexp(-margins, dim=1)
+    share = (1.0 - negative - total).clamp(torch.finfo(total.dtype).eps, 1.0)
+    return total + share.log(), total
+
+
+def fused_bound(outputs: tuple[Interval, ...], beta: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`(bound loss, certified share)` of a cross-entropy program.
+
+    Args:
+        outputs: negative loss and interval margins.
+        beta: weight of the backward bound against the interval one; None for 1.
+    """
+    negative, margins = outputs
+    backward, interval = fused_losses(negative.lower, margins.lower)
+    loss = backward if beta is None else beta * backward + (1.0 - beta) * interval
+    # Below log 2 no other class can have half of the probability, or the largest logit.
+    proved = _proved(margins.lower) | (backward < math.log(2.0))
+    return loss.mean(), proved.to(loss.dtype).mean()
+
+
+def margin_bound(
+    outputs: Interval | tuple[Interval, ...], labels: Tensor, beta: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same from margins: cross-entropy at the lower bounds, which `beta` mixes row by row.
+
+    Source of the mixture: Zhang et al., CROWN-IBP (arXiv 1906.06316).
+    """
+    if isinstance(outputs, Interval):
+        margins = outputs.lower
+    else:
+        backward, interval = (part.lower for part in outputs)
+        assert beta is not None
+        margins = beta * backward + (1.0 - beta) * interval
+    return F.cross_entropy(-margins, labels), _proved(margins).to(margins.dtype).mean()
+
+
+def _proved(margins: Tensor) -> Tensor:
+    # Row y is exactly 0, so all other rows above 0 makes classes − 1; NaN never counts.
+    return (margins > 0).sum(1) == margins.shape[1] - 1
