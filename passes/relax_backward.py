@@ -80,9 +80,7 @@ class RelaxBackward(Pass):
         for node in program.nodes:
             run.add_node(node)
         outputs = (
-            []
-            if run.problems
-            else [v for i in range(len(program.outputs)) for v in run.output(i)]
+            [] if run.problems else [v for i in range(len(program.outputs)) for v in run.output(i)]
         )
         if run.problems:
             raise UnsupportedError(list(dict.fromkeys(run.problems)))
