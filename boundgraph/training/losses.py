@@ -336,7 +336,9 @@ class MixedLoss(TrainingLoss):
         """
         tracks = self.beta is not None
         model = inner_module(self.model)
-        self._cache.select(model, x, self.method, fused=self.fused, tracks=tracks, tune_for=self.tune_for)
+        self._cache.select(
+            model, x, self.method, fused=self.fused, tracks=tracks, tune_for=self.tune_for
+        )
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
         super().check_batch(x, y)
