@@ -1,0 +1,249 @@
+"""Which models are bounded, how long that takes, and whether the bounds hold.
+
+Every torchvision classifier, randomly initialised, at the smallest input that it takes and
+ten outputs; one subprocess each, with a limit on time and memory. Bounds are compared with
+the model at sampled points of the region: random ones and corners.
+
+    python benchmarks/coverage.py                               # all, ibp and crown-ibp
+    python benchmarks/coverage.py --models 'resnet' --methods ibp --points 20
+    python benchmarks/coverage.py --write docs/coverage.md      # the table of all results
+
+Results are kept in a file, one line per model and method, so that a run can be continued.
+auto_LiRPA is run, too, where it can be imported and `--peer` is given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+SIZES = {"inception_v3": 75, "maxvit_t": 224, "vit_h_14": 224}
+BIG = ("vit_h_14", "regnet_y_128gf")
+METHODS = ("ibp", "crown-ibp")
+GIGABYTE = 1 << 30
+
+
+def input_size(name: str) -> int:
+    """The smallest image that a model takes, or that its architecture was made for."""
+    return SIZES.get(name, 224 if name.startswith("vit") else 64)
+
+
+def build(name: str) -> Any:
+    """A model with ten outputs, in evaluation mode; vision transformers take fixed images."""
+    import torch
+    from torchvision import models
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"weights": None, "num_classes": 10}
+    if name in ("googlenet", "inception_v3"):
+        options["init_weights"] = True
+    return models.get_model(name, **options).eval()
+
+
+def check(name: str, method: str, eps: float, points: int) -> dict[str, Any]:
+    """Compile, bound, compare; seconds, gigabytes, width and how many points left the bounds."""
+    import torch
+
+    import boundgraph as bg
+
+    model = build(name)
+    size = input_size(name)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    region = bg.LinfBall(x, eps=eps, clip=(0.0, 1.0))
+    parameters = sum(p.numel() for p in model.parameters())
+    before = memory()
+    started = time.perf_counter()
+    program = bg.compile(model, region, method=method, dynamic_batch=True)
+    compiled = time.perf_counter() - started
+    grown = memory() - before
+    started = time.perf_counter()
+    with torch.no_grad():
+        bounds = program(region)
+    seconds = time.perf_counter() - started
+    result = {
+        "compile_s": round(compiled, 2),
+        "compile_gb": round(grown, 2),
+        "bound_s": round(seconds, 2),
+        "nodes": len(program.ir.nodes),
+        "parameters": parameters,
+        "finite": bool(bounds.lower.isfinite().all() and bounds.upper.isfinite().all()),
+        "width": float((bounds.upper - bounds.lower).mean()),
+    }
+    return result | outside(model, region, bounds, points) | {"gb": round(memory(), 2)}
+
+
+def outside(model: Any, region: Any, bounds: Any, points: int) -> dict[str, Any]:
+    """Points of the region whose outputs are not within the bounds, up to float32's own error.
+
+    The bounds are of the real function; the model's own evaluation errs, and by how much is
+    seen by evaluating it in double precision.
+    """
+    import torch
+
+    generator = torch.Generator().manual_seed(2)
+    box, worst, missed = region.interval(), 0.0, 0
+    exact = model.double()
+    for index in range(points):
+        share = torch.rand(box.lower.shape, generator=generator)
+        share = share.round() if index % 2 else share
+        point = box.lower + share * (box.upper - box.lower)
+        with torch.no_grad():
+            value = exact(torch.minimum(point, box.upper).double())
+        scale = value.abs().max().clamp(min=1.0)
+        excess = torch.maximum(bounds.lower - value, value - bounds.upper).max() / scale
+        worst = max(worst, float(excess))
+        # NaN is no bound: such a point is not enclosed.
+        missed += not bool(excess <= 1e-4)
+    return {"points": points, "missed": missed, "worst_excess": worst}
+
+
+def check_peer(name: str, method: str, eps: float) -> dict[str, Any]:
+    """The same by auto_LiRPA."""
+    import torch
+    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
+
+    model, size = build(name), input_size(name)
+    x = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(1))
+    started = time.perf_counter()
+    bounded = BoundedModule(model, x)
+    compiled = time.perf_counter() - started
+    lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
+    given = BoundedTensor(x, PerturbationLpNorm(x_L=lower, x_U=upper))
+    started = time.perf_counter()
+    with torch.no_grad():
+        low, high = bounded.compute_bounds(x=(given,), method=method)
+    return {
+        "compile_s": round(compiled, 2),
+        "bound_s": round(time.perf_counter() - started, 2),
+        "finite": bool(low.isfinite().all() and high.isfinite().all()),
+        "width": float((high - low).mean()),
+        "gb": round(memory(), 2),
+    }
+
+
+def memory() -> float:
+    """The most that this process has held, in GB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIGABYTE
+
+
+def run_apart(task: dict[str, Any], seconds: float, gigabytes: float) -> dict[str, Any]:
+    """One check in a process of its own; an error is a result, too."""
+    limit = int(gigabytes * GIGABYTE)
+
+    def confine() -> None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+    command = [sys.executable, __file__, "--task", json.dumps(task)]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=seconds, preexec_fn=confine
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"more than {seconds:.0f} s"}
+    last = done.stdout.strip().rpartition("\n")[2]
+    if done.returncode == 0 and last.startswith("{"):
+        return dict(json.loads(last))
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    wanted = [line for line in lines if re.match(r"\S*(Error|Exception)\b", line)]
+    short = (wanted or lines or [f"exit status {done.returncode}"])[-1]
+    return {"error": f"more than {gigabytes:g} GB" if "memory" in short.lower() else short[:160]}
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    rows = ["| model | method | compile s | bound s | GB | finite | mean width | outside | note |"]
+    rows.append("|---|---|---|---|---|---|---|---|---|")
+    for item in results:
+        if "error" in item:
+            note = item["error"].replace("|", "/")
+            rows.append(f"| {item['model']} | {item['method']} | | | | | | | {note} |")
+            continue
+        missed = f"{item['missed']} of {item['points']}" if "missed" in item else ""
+        rows.append(
+            f"| {item['model']} | {item['method']} | {item['compile_s']} | {item['bound_s']} "
+            f"| {item['gb']} | {'yes' if item['finite'] else 'no'} | {item['width']:.3g} "
+            f"| {missed} | |"
+        )
+    return "\n".join(rows)
+
+
+def page(results: list[dict[str, Any]], command: str) -> str:
+    import torch
+    import torchvision
+
+    counts = []
+    for method in dict.fromkeys(item["method"] for item in results):
+        own = [item for item in results if item["method"] == method]
+        done = [item for item in own if "error" not in item]
+        finite = sum(item["finite"] for item in done)
+        counts.append(f"- `{method}`: {len(done)} of {len(own)} bounded, {finite} of them finite.")
+    return (
+        "# Coverage\n\nTorchvision's classifiers with random weights and ten outputs, a batch of "
+        "one at the smallest image that they take, ε around a random image, float32 on a CPU. "
+        "`outside` counts sampled points (random ones and corners) whose output, evaluated in "
+        "double precision, is outside the bounds by more than 1e-4 of its size.\n\n"
+        "Bounds that are not finite are those of deep networks without trained weights: interval "
+        "bounds grow by a factor with every layer, and leave float32 after some hundred.\n\n"
+        f"```\n{command}\n```\n\ntorch {torch.__version__}, torchvision {torchvision.__version__}, "
+        "November 2026, a busy two-core machine (times are upper bounds).\n\n"
+        + "\n".join(counts)
+        + "\n\n"
+        + table(results)
+        + "\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--models", default="", help="regular expression on the names")
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--eps", type=float, default=1e-4)
+    parser.add_argument("--points", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--gigabytes", type=float, default=6.0)
+    parser.add_argument("--results", type=Path, default=Path("coverage.jsonl"))
+    parser.add_argument("--write", type=Path, help="write the table of all results there")
+    parser.add_argument("--peer", action="store_true", help="run auto_LiRPA, too")
+    parser.add_argument("--task", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.task:
+        task = json.loads(options.task)
+        peer = task.pop("peer", False)
+        print(json.dumps(check_peer(**task) if peer else check(**task)))
+        return
+    import torchvision
+
+    known = []
+    if options.results.exists():
+        known = [json.loads(line) for line in options.results.read_text().splitlines()]
+    done = {(item["model"], item["method"]) for item in known}
+    names = torchvision.models.list_models(module=torchvision.models)
+    for name in names:
+        for method in options.methods if re.search(options.models, name) else ():
+            for peer in (False, True) if options.peer else (False,):
+                label = f"{method} (auto_LiRPA)" if peer else method
+                if (name, label) in done:
+                    continue
+                task = {"name": name, "method": method, "eps": options.eps}
+                task |= {"peer": True} if peer else {"points": options.points}
+                # Big models need room for their parameters beside the 6 GB.
+                room = options.gigabytes * (3 if name in BIG else 1)
+                found = run_apart(task, options.seconds, room)
+                found = {"model": name, "method": label} | found
+                known.append(found)
+                print(json.dumps(found), flush=True)
+                with options.results.open("a") as file:
+                    file.write(json.dumps(found) + "\n")
+    if options.write:
+        command = "python benchmarks/coverage.py"
+        options.write.write_text(page(sorted(known, key=lambda i: i["model"]), command))
+
+
+if __name__ == "__main__":
+    main()
