@@ -21,6 +21,7 @@ EXAMPLES = examples(
     "boundgraph compile model.py",
     "boundgraph compile model.py:net --method mix --margin -o net.bgp",
     "boundgraph compile model.py --gpu-report",
+    "boundgraph compile --check model.py --method crown-ibp",
 )
 REPEATS = 5
 
@@ -43,6 +44,9 @@ def compile_command(
             "GPU needed.",
         ),
     ] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only say whether it can be bounded: no run, no file.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Compile a model into a program that bounds its outputs, and say what was done."""
@@ -50,6 +54,9 @@ def compile_command(
 
     out = Output(as_json)
     loaded = load_model_file(model)
+    if check:
+        _check(out, loaded, method, margin)
+        return
     started = time.perf_counter()
     program = compile_loaded(loaded, method, margin=margin)
     seconds = time.perf_counter() - started
@@ -85,6 +92,23 @@ def compile_command(
             **({} if kernels is None else {"gpu": kernels}),
             "seconds": seconds,
             "output": str(path),
+        }
+    )
+
+
+def _check(out: Output, loaded: LoadedModel, method: str, margin: bool) -> None:
+    """Capture and compile; what cannot be bounded ends as an error that lists all of it."""
+    program = compile_loaded(loaded, method, margin=margin)
+    _captured(out, loaded, program)
+    out.say(f"Every op has a rule for {method}.", style="bold")
+    counts = Counter(node.op for node in program.records[0].program.nodes)
+    out.finish(
+        {
+            "model": str(loaded.path),
+            "method": method,
+            "frontend": program.info.frontend,
+            "supported": True,
+            "ops": dict(counts),
         }
     )
 

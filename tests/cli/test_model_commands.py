@@ -112,3 +112,23 @@ def test_ops(run):
     assert "conv2d" in printed
     assert "hole" in printed
     assert len(run("ops", "--holes", "--json").json["ops"]) == done.json["holes"]
+
+
+def test_compile_check_reports_without_writing(run, model_file):
+    done = run("compile", "--check", model_file, "--method", "crown-ibp")
+    assert done.code == 0, done.err
+    assert "Every op has a rule for crown-ibp" in done.out
+    assert not (model_file.parent / "model.bgp").exists()
+
+
+def test_compile_check_lists_all_that_is_missing(run, tmp_path):
+    path = tmp_path / "hopeless.py"
+    path.write_text(
+        "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
+        "    def forward(self, x):\n        y = torch.fft.rfft(x).abs()\n"
+        "        return y + torch.linalg.det(x.view(-1, 2, 2))[:, None]\n\n\n"
+        "model = Net()\nexample = torch.zeros(1, 4)\n"
+    )
+    done = run("compile", "--check", path)
+    assert done.code != 0
+    assert "fft_rfft" in done.err and "det" in done.err and "hopeless.py" in done.err
