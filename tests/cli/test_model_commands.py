@@ -127,7 +127,7 @@ def test_compile_check_lists_all_that_is_missing(run, tmp_path):
         "import torch\nfrom torch import nn\n\n\nclass Net(nn.Module):\n"
         "    def forward(self, x):\n        y = torch.fft.rfft(x).abs()\n"
         "        return y + torch.linalg.det(x.view(-1, 2, 2))[:, None]\n\n\n"
-        "model = Net()\nexample = torch.zeros(1, 4)\n"
+        "model = Net()\nexample_input = torch.zeros(1, 4)\n"
     )
     done = run("compile", "--check", path)
     assert done.code != 0
