@@ -44,12 +44,13 @@ class LoadedModel:
     name: str
 
 
-def load_model_file(spec: str, *, example: bool = True) -> LoadedModel:
+def load_model_file(spec: str, *, example: bool = True, run: bool = True) -> LoadedModel:
     """Load `MODEL.py` or `MODEL.py:NAME`.
 
     Args:
         spec: the file and, after a colon, the name of the model in it.
-        example: also load `example_input` and try the model on it.
+        example: also load `example_input`.
+        run: try the model on the example.
 
     Raises:
         ModelFileError: the file is missing or cannot be run, or what it defines is unfit;
@@ -66,7 +67,7 @@ def load_model_file(spec: str, *, example: bool = True) -> LoadedModel:
         raise ModelFileError([_missing(path, module, item) for item in missing])
     model = _make_model(path, name, getattr(module, name))
     inputs = _make_inputs(path, getattr(module, EXAMPLE)) if example else ()
-    if example:
+    if example and run:
         _try(path, name, model, inputs)
     return LoadedModel(model, inputs, path, name)
 

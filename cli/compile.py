@@ -53,7 +53,7 @@ def compile_command(
     from boundgraph.cli._model_file import load_model_file
 
     out = Output(as_json)
-    loaded = load_model_file(model)
+    loaded = load_model_file(model, run=not check)
     if check:
         _check(out, loaded, method, margin)
         return
