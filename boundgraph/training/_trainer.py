@@ -17,6 +17,7 @@ from boundgraph.training._interrupt import interruptible
 from boundgraph.training._processes import Processes
 from boundgraph.training.checkpoint import load_checkpoint, save_checkpoint
 from boundgraph.training.initialization import WeightAverage
+from boundgraph.training.layout import ImageLayout
 from boundgraph.training.losses import MixedLoss, gradient_norms
 from boundgraph.training.metrics import MetricsFile, Record, finite, read_metrics
 from boundgraph.training.progress import Progress
@@ -79,6 +80,7 @@ class Trainer:
         )
         generator = torch.Generator(self.device)
         recipe.initialize(model, generator.manual_seed(derive_seed(options.seed, WEIGHTS)))
+        self.layout = ImageLayout(model)
         self.loss = self.processes.make_loss(
             recipe, model, options.eps, options.clip, derive_seed(options.seed, LOSS, self.rank)
         )
@@ -188,6 +190,7 @@ class Trainer:
             self._metrics.close()
         if self._board is not None:
             self._board.close()
+        self.layout.restore()
         self.processes.leave()
 
     def _epoch_batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -210,8 +213,10 @@ class Trainer:
             step=self.steps_done,
             total=self.total_steps,
         )
+        if self.recipe.augment is not None:
+            x = self.recipe.augment(x)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
-            measured = self.step(x, y)
+            measured = self.step(self.layout.batch(x), y)
         if self.average is not None:
             early = self.steps_done < self.recipe.ema_start * self.total_steps
             self.average.update(0.0 if early else None)

@@ -18,6 +18,7 @@ from torch import nn
 from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError
 from boundgraph.training.adversarial import AdversarialLoss
+from boundgraph.training.augment import Augment, augment_from_dict
 from boundgraph.training.controllers import Controller, make_controller
 from boundgraph.training.initialization import initialize_for_ibp
 from boundgraph.training.losses import MixedLoss, TrainingLoss
@@ -55,6 +56,7 @@ class Recipe:
         beta: weight of the backward bounds over the run, the rest being interval bounds;
             None for backward bounds alone, or another method.
         attack_steps: PGD steps of the `"pgd"` loss.
+        augment: random moves of the training images, None for none.
     """
 
     name: str = "mixtrain"
@@ -78,6 +80,7 @@ class Recipe:
     fused: bool = False
     beta: Schedule | None = None
     attack_steps: int = 7
+    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, LOSSES)
@@ -97,6 +100,8 @@ class Recipe:
         _in_range("weight_decay", self.weight_decay, 0.0, math.inf)
         _in_range("alpha", self.alpha, 0.0, 1.0)
         _in_range("ema_start", self.ema_start, 0.0, 1.0)
+        if self.augment is not None and not isinstance(self.augment, Augment):
+            raise ConfigError(f"augment must be an Augment or None, got {self.augment!r}")
         if self.clip_norm is not None:
             _in_range("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
         if self.ema is not None and not 0.0 <= self.ema < 1.0:
@@ -173,6 +178,7 @@ class Recipe:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["lr"], data["eps"] = self.lr.to_dict(), self.eps.to_dict()
         data["beta"] = None if self.beta is None else self.beta.to_dict()
+        data["augment"] = None if self.augment is None else self.augment.to_dict()
         data["controller_options"] = dict(self.controller_options)
         return data
 
@@ -205,6 +211,8 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     for name in ("lr", "eps", "beta"):
         if isinstance(options.get(name), Mapping):
             options[name] = schedule_from_dict(options[name])
+    if isinstance(options.get("augment"), Mapping):
+        options["augment"] = augment_from_dict(options["augment"])
     unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise ConfigError(f"a recipe has no field {', '.join(map(repr, unknown))}")
