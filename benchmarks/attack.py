@@ -9,6 +9,7 @@ the plain gradient points to, and to a random corner.
 
     python benchmarks/attack.py                        # the digits inside the package
     python benchmarks/attack.py --data mnist.npz --network small --eps 0.3 --epochs 2
+    python benchmarks/attack.py --run runs/mnist --eps 0.15     # a network trained before
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from boundgraph.attacks import AttackResult, interval, pgd
 from boundgraph.attacks._common import Search, find_loss, make_generator, sign
 from boundgraph.attacks.interval import alternate
 from boundgraph.attacks.pgd import Ascent
+from boundgraph.cli._subject import load_subject
 from boundgraph.data.batches import Batches
 from boundgraph.data.dataset import DataSet
 from boundgraph.data.load import load
@@ -169,6 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--run", default=None, help="run folder of a trained network to attack")
     parser.add_argument("--data", default="digits", help="digits, mnist, or a path to an .npz")
     parser.add_argument("--network", default="tiny", choices=sorted(NETWORKS))
     parser.add_argument("--eps", type=float, default=0.15)
@@ -184,6 +187,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.run is not None:
+        subject = load_subject(options.run, None, None)
+        report(options, subject.data, subject.model, f"network of {options.run}")
+        return
     data = load(options.data)
     if options.train_images:
         kept = options.train_images
@@ -193,11 +200,15 @@ def main() -> None:
         )  # fmt: skip
     started = time.perf_counter()
     model = train(data, options)
+    took = time.perf_counter() - started
+    report(options, data, model, f"network {options.network}, trained against PGD in {took:.0f} s")
+
+
+def report(options: argparse.Namespace, data: DataSet, model: nn.Module, description: str) -> None:
     x, y = data.x_test[: options.limit], data.y_test[: options.limit]
     clean = float((model(x).argmax(1) == y).float().mean())
     print(
-        f"{data.summary()}\nnetwork {options.network}, trained against PGD in "
-        f"{time.perf_counter() - started:.0f} s, clean accuracy {clean:.1%} of {len(x)}, "
+        f"{data.summary()}\n{description}, clean accuracy {clean:.1%} of {len(x)}, "
         f"eps {options.eps:g}"
     )
     print(HEAD, flush=True)
