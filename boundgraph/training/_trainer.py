@@ -80,7 +80,8 @@ class Trainer:
         )
         generator = torch.Generator(self.device)
         recipe.initialize(model, generator.manual_seed(derive_seed(options.seed, WEIGHTS)))
-        self.layout = ImageLayout(model)
+        # Rows of backward bounds meet the layout of no single op: measured 1.5 times slower.
+        self.layout = ImageLayout(model, wanted=not recipe.backward)
         self.loss = self.processes.make_loss(
             recipe, model, options.eps, options.clip, derive_seed(options.seed, LOSS, self.rank)
         )
@@ -213,8 +214,6 @@ class Trainer:
             step=self.steps_done,
             total=self.total_steps,
         )
-        if self.recipe.augment is not None:
-            x = self.recipe.augment(x)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp):
             measured = self.step(self.layout.batch(x), y)
         if self.average is not None:

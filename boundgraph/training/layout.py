@@ -15,11 +15,12 @@ class ImageLayout:
 
     Args:
         model: its parameters change strides in place; they stay the same objects.
+        wanted: False leaves the model as it is.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, wanted: bool = True) -> None:
         weights = [p for p in model.parameters() if p.dim() == 4]
-        self.active = bool(weights) and all(p.is_contiguous() for p in weights)
+        self.active = wanted and bool(weights) and all(p.is_contiguous() for p in weights)
         self.model = model
         if self.active:
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -18,7 +18,6 @@ from torch import nn
 from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError
 from boundgraph.training.adversarial import AdversarialLoss
-from boundgraph.training.augment import Augment, augment_from_dict
 from boundgraph.training.controllers import Controller, make_controller
 from boundgraph.training.initialization import initialize_for_ibp
 from boundgraph.training.losses import MixedLoss, TrainingLoss
@@ -56,7 +55,6 @@ class Recipe:
         beta: weight of the backward bounds over the run, the rest being interval bounds;
             None for backward bounds alone, or another method.
         attack_steps: PGD steps of the `"pgd"` loss.
-        augment: random moves of the training images, None for none.
     """
 
     name: str = "mixtrain"
@@ -80,7 +78,6 @@ class Recipe:
     fused: bool = False
     beta: Schedule | None = None
     attack_steps: int = 7
-    augment: Augment | None = None
 
     def __post_init__(self) -> None:
         _one_of("loss", self.loss, LOSSES)
@@ -100,13 +97,16 @@ class Recipe:
         _in_range("weight_decay", self.weight_decay, 0.0, math.inf)
         _in_range("alpha", self.alpha, 0.0, 1.0)
         _in_range("ema_start", self.ema_start, 0.0, 1.0)
-        if self.augment is not None and not isinstance(self.augment, Augment):
-            raise ConfigError(f"augment must be an Augment or None, got {self.augment!r}")
         if self.clip_norm is not None:
             _in_range("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
         if self.ema is not None and not 0.0 <= self.ema < 1.0:
             raise ConfigError(f"ema must lie in [0, 1) or be None, got {self.ema!r}")
         self.make_controller()
+
+    @property
+    def backward(self) -> bool:
+        """Whether the training computes backward bounds."""
+        return self.loss == "mixed" and "crown" in self.method
 
     def make_controller(self) -> Controller:
         """A fresh controller, at `alpha`."""
@@ -178,7 +178,6 @@ class Recipe:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["lr"], data["eps"] = self.lr.to_dict(), self.eps.to_dict()
         data["beta"] = None if self.beta is None else self.beta.to_dict()
-        data["augment"] = None if self.augment is None else self.augment.to_dict()
         data["controller_options"] = dict(self.controller_options)
         return data
 
@@ -211,8 +210,6 @@ def recipe_from_dict(data: Mapping[str, Any]) -> Recipe:
     for name in ("lr", "eps", "beta"):
         if isinstance(options.get(name), Mapping):
             options[name] = schedule_from_dict(options[name])
-    if isinstance(options.get("augment"), Mapping):
-        options["augment"] = augment_from_dict(options["augment"])
     unknown = sorted(set(options) - {f.name for f in dataclasses.fields(Recipe)})
     if unknown:
         raise ConfigError(f"a recipe has no field {', '.join(map(repr, unknown))}")
@@ -258,7 +255,13 @@ RECIPES: dict[str, Recipe] = {
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}, "crown-ibp": {"epochs": 120}},
     "mnist-0.1": {
-        "mixtrain": {"epochs": 70, "alpha": 0.8, "train_eps": 1.25, "lr": Cosine(3e-3)},
+        "mixtrain": {
+            "method": "crown-ibp",
+            "epochs": 28,
+            "train_eps": 1.3,
+            "lr": Cosine(3e-3, warmup=0.05),
+            "eps": Linear(0.0, 1.0, start=0.05, end=0.4),
+        },
         "ibp": {"epochs": 40, "batch_size": 128},
         "pgd": {"epochs": 20, "batch_size": 128},
         "standard": {"epochs": 10, "batch_size": 128},
