@@ -253,7 +253,11 @@ RECIPES: dict[str, Recipe] = {
 
 # What differs from the recipe for one data set and ε.
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "digits": {"mixtrain": {"epochs": 120}, "ibp": {"epochs": 120}, "crown-ibp": {"epochs": 120}},
+    "digits": {
+        "mixtrain": {"epochs": 300, "alpha": 0.7, "train_eps": 1.4},
+        "ibp": {"epochs": 120},
+        "crown-ibp": {"epochs": 120},
+    },
     "mnist-0.1": {
         "mixtrain": {
             "method": "crown-ibp",
@@ -267,7 +271,13 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "standard": {"epochs": 10, "batch_size": 128},
     },
     "mnist-0.3": {
-        "mixtrain": {"epochs": 70, "train_eps": 1.05, "lr": Cosine(3e-3)},
+        "mixtrain": {
+            "epochs": 115,
+            "batch_size": 128,
+            "subset": 32,
+            "train_eps": 1.05,
+            "lr": Cosine(2e-3),
+        },
         "ibp": {"epochs": 40, "batch_size": 128},
         "pgd": {"epochs": 20, "batch_size": 128},
         "standard": {"epochs": 10, "batch_size": 128},
