@@ -180,6 +180,7 @@ def _cost(loaded: LoadedModel, program: BoundProgram) -> dict[str, Any]:
     import torch
 
     from boundgraph.domains.interval import Interval
+    from boundgraph.runtime.memory import peak_bytes
 
     inputs = [Interval(x, x) if x.is_floating_point() else x for x in loaded.inputs]
     labels = None
@@ -194,6 +195,7 @@ def _cost(loaded: LoadedModel, program: BoundProgram) -> dict[str, Any]:
         "bounds_flops": bounds[0],
         "model_ms": model[1],
         "bounds_ms": bounds[1],
+        "bounds_peak_bytes": peak_bytes(program.ir, len(loaded.inputs[0])),
     }
 
 
@@ -228,6 +230,12 @@ def _show_cost(out: Output, cost: dict[str, Any]) -> None:
             f"{cost['model_ms']:.2f}",
             f"{cost['bounds_ms']:.2f}",
             ratio(cost["bounds_ms"], cost["model_ms"]),
+        ),
+        (
+            "memory of bounds, whole (MB, estimated)",
+            "",
+            f"{cost['bounds_peak_bytes'] / 1e6:.1f}",
+            "",
         ),
     ]
     out.table(

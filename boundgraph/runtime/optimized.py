@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,11 +12,16 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import ConfigError
+from boundgraph.ir.program import Node
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
 from boundgraph.runtime.interpret import interpret
-from boundgraph.runtime.memory import samples_within
 from boundgraph.runtime.module import BoundProgram, flatten
+from boundgraph.runtime.rows import RowRunner, Usage
+from boundgraph.runtime.slices import batch_size, cut, device_of, join, separable
+
+# A gradient keeps the forms of every walk until it is taken.
+_KEPT = 8
 
 
 @dataclass(frozen=True)
@@ -58,18 +63,28 @@ class OptimizedProgram(BoundProgram):
         labels: Tensor | None = None,
         clean: Sequence[Tensor] = (),
     ) -> Any:
-        """Bounds after the search; detached from the parameters."""
+        """Bounds after the search, with fixed shapes; detached from the parameters."""
         with torch.no_grad():
             slopes = self._first_slopes(inputs, labels)
         step = torch.compile(self.graph_module) if self.search.compiled else self.graph_module
         flat = flatten(self.arguments(inputs, labels))
+        best = self._search(slopes, lambda: [_ends(o) for o in step(*flat, *slopes)], labels)
+        return best[0] if len(best) == 1 else tuple(best)
+
+    def _search(
+        self,
+        slopes: list[Tensor],
+        evaluate: Callable[[], list[tuple[Tensor, Tensor]]],
+        labels: Tensor | None,
+        best: list[Interval] | None = None,
+    ) -> list[Interval]:
+        """Gradient ascent on the slopes that `evaluate` reads; the best ends of each row."""
         for slope in slopes:
             slope.requires_grad_(True)
         optimizer = torch.optim.Adam(slopes, lr=self.search.learning_rate) if slopes else None
-        best: list[Interval] | None = None
         for iteration in range(self.search.iterations + 1):
             with torch.enable_grad():
-                outputs = [_ends(output) for output in step(*flat, *slopes)]
+                outputs = evaluate()
             best = _best(best, [Interval(low.detach(), high.detach()) for low, high in outputs])
             wanted = [self._undecided(interval, labels) for interval in best]
             last = iteration == self.search.iterations
@@ -81,21 +96,112 @@ class OptimizedProgram(BoundProgram):
             for group in optimizer.param_groups:
                 group["lr"] *= self.search.decay
         assert best is not None
-        return best[0] if len(best) == 1 else tuple(best)
+        return best
 
     def run_within(
         self,
         inputs: Sequence[Interval | Tensor],
         labels: Tensor | None = None,
         max_memory: int | None = None,
-        usage: Any = None,
+        usage: Usage | None = None,
     ) -> Any:
-        """`run`: not portioned yet."""
-        return self.run(inputs, labels)
+        """Bounds after the search; only rows of unstable elements are walked.
+
+        Under a `Margin` samples that `crown` decides are left as they are.
+        """
+        runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        flat = self.arguments(inputs, labels)
+        batch = batch_size(self.ir, dict(zip(map(str, self.ir.inputs), flat, strict=False)))
+        whole = [*flat, *([None] * len(self.info.slopes))]
+        if not separable(self.ir, flat) or batch == 1:
+            parts = [self._search_rows(runner, whole, labels, max_memory, usage)]
+        else:
+            size = self.samples_within(max_memory, device_of(flat))
+            parts = []
+            for start in range(0, batch, size):
+                at = torch.arange(start, min(start + size, batch), device=device_of(flat))
+                parts.append(self._search_samples(runner, whole, labels, at, max_memory, usage))
+        outputs = tuple(
+            found[0] if len(found) == 1 else join(value, found)
+            for value, found in zip(self.ir.outputs, zip(*parts, strict=True), strict=True)
+        )
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def _search_samples(
+        self,
+        runner: RowRunner,
+        whole: list[Any],
+        labels: Tensor | None,
+        at: Tensor,
+        max_memory: int | None,
+        usage: Usage | None,
+    ) -> list[Interval]:
+        """The search for some samples: crown first, then those that it leaves undecided."""
+
+        def of(index: Tensor) -> list[Any]:
+            return [
+                None if x is None else cut(v, x, index)
+                for v, x in zip(self.ir.inputs, whole, strict=True)
+            ]
+
+        given = None if labels is None else labels[at]
+        if not isinstance(self.spec, Margin):
+            return self._search_rows(runner, of(at), given, max_memory, usage)
+        with torch.no_grad():
+            (crown,) = runner.run(of(at), max_memory, usage)
+        open_ = self._undecided(crown, given).any(1).nonzero().squeeze(1)
+        if not len(open_) or not self.info.slopes:
+            return [crown]
+        assert given is not None
+        (found,) = self._search_rows(runner, of(at[open_]), given[open_], max_memory, usage)
+        better = _best([Interval(crown.lower[open_], crown.upper[open_])], [found])[0]
+        return [
+            Interval(
+                crown.lower.index_copy(0, open_, better.lower),
+                crown.upper.index_copy(0, open_, better.upper),
+            )
+        ]
+
+    def _search_rows(
+        self,
+        runner: RowRunner,
+        given: list[Any],
+        labels: Tensor | None,
+        max_memory: int | None,
+        usage: Usage | None,
+    ) -> list[Interval]:
+        names = self.info.slopes
+        kept = {str(node.inputs[1]): None for node in self._free_nodes()}
+        seen: dict[str, Any] = dict(kept)
+        with torch.no_grad():
+            crown = runner.run(given, max_memory, usage, seen)
+        first = {
+            node.inputs[-1].name: _adaptive(seen[str(node.inputs[1])])
+            for node in self._free_nodes()
+        }
+        slopes = [first[name] for name in names]
+        fixed = given[: len(given) - len(names)]
+
+        def evaluate() -> list[tuple[Tensor, Tensor]]:
+            outputs = runner.run([*fixed, *slopes], max_memory, usage)
+            return [_ends(_pair(output)) for output in outputs]
+
+        best = [Interval(*_ends(_pair(output))) for output in crown]
+        return self._search(slopes, evaluate, labels, best)
+
+    def _free_nodes(self) -> list[Node]:
+        """The nodes that read a free slope."""
+        names = set(self.info.slopes)
+        return [
+            node
+            for node in self.ir.nodes
+            if node.op.startswith(BACKWARD) and node.inputs[-1].name in names
+        ]
 
     def samples_within(self, max_memory: int | None, device: torch.device) -> int:
-        """How many samples go through at once."""
-        return samples_within(self.ir, max_memory, device)
+        """How many samples go through at once, with what a gradient keeps."""
+        runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        return max(1, runner.samples_within(max_memory, device) // _KEPT)
 
     def _first_slopes(
         self, inputs: Sequence[Interval | Tensor], labels: Tensor | None
@@ -111,8 +217,7 @@ class OptimizedProgram(BoundProgram):
         def watch(node: Any, result: Any) -> None:
             seen[str(node.result)] = result
             if node.op.startswith(BACKWARD) and node.inputs[-1].name in names:
-                pre: Interval = seen[str(node.inputs[1])]
-                first[node.inputs[-1].name] = (pre.upper > -pre.lower).to(pre.lower.dtype)
+                first[node.inputs[-1].name] = _adaptive(seen[str(node.inputs[1])])
 
         lookup = parameter_lookup(self.model, self.constants)
         interpret(self.ir, values, lookup, on_node=watch)
@@ -127,6 +232,15 @@ class OptimizedProgram(BoundProgram):
             own = labels.unsqueeze(1) == torch.arange(self.spec.classes, device=labels.device)
             undecided = undecided & ~own
         return undecided
+
+
+def _adaptive(pre: Interval) -> Tensor:
+    """The slope that CROWN takes: 1 where most of the interval is positive."""
+    return (pre.upper > -pre.lower).to(pre.lower.dtype)
+
+
+def _pair(output: Any) -> Any:
+    return (output.lower, output.upper) if isinstance(output, Interval) else output
 
 
 def _ends(output: Any) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,11 @@ class RowRunner:
         return {str(v): given for v, given in zip(self.program.inputs, inputs, strict=True)}
 
     def run(
-        self, inputs: Sequence[Any], budget: int | None = None, usage: Usage | None = None
+        self,
+        inputs: Sequence[Any],
+        budget: int | None = None,
+        usage: Usage | None = None,
+        seen: dict[str, Any] | None = None,
     ) -> tuple[Any, ...]:
         """The program's outputs.
 
@@ -125,13 +129,19 @@ class RowRunner:
             inputs: one per program input.
             budget: bytes that bounds may take beside inputs, weights and outputs.
             usage: filled with what was done.
+            seen: values to hand out, by their text; filled in.
         """
         run = _Run(self, inputs, budget, usage or Usage())
+        for key in seen or ():
+            if key in run.values:
+                seen[key] = run.values[key]  # type: ignore[index]
         for index, step in enumerate(self.steps):
             if isinstance(step, Walk):
                 run.values[str(step.result)] = run.walk(step)
             else:
                 run.values[str(step.result)] = run_node(step, run.values, run.sizes)
+            if seen is not None and str(step.result) in seen:
+                seen[str(step.result)] = run.values[str(step.result)]
             for key in self._dies.get(index, ()):
                 run.values.pop(key, None)
         return tuple(run.values[str(output)] for output in self.program.outputs)

@@ -54,7 +54,7 @@ def separable(program: Program, inputs: Sequence[Any]) -> bool:
     )
 
 
-def cut(value: Value, given: Any, at: slice) -> Any:
+def cut(value: Value, given: Any, at: slice | Tensor) -> Any:
     dim = _batch_at(value)
     if dim is None:
         return given
