@@ -321,10 +321,7 @@ class Run:
 
     def relaxes(self, node: Node, spec: OpSpec) -> bool:
         """Whether the op's rule reads intervals of its bounded operands."""
-        if spec.kind is Kind.BILINEAR:
-            return len(self.bounded(node)) > 1
-        reads = spec.kind in (Kind.SELECTION, Kind.COMPOSITE)
-        return spec.backward is None or spec.lines is not None or reads
+        return spec.reads_intervals(len(self.bounded(node)))
 
     def interval_or_plain(self, value: Value) -> Value:
         return self.interval.get(str(value)) or self.plain[str(value)]

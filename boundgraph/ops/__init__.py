@@ -6,6 +6,7 @@ from boundgraph.ops import attention as attention
 from boundgraph.ops import cast as cast
 from boundgraph.ops import constant as constant
 from boundgraph.ops import conv as conv
+from boundgraph.ops import exponential as exponential
 from boundgraph.ops import extremes as extremes
 from boundgraph.ops import gather as gather
 from boundgraph.ops import indexing as indexing
@@ -22,9 +23,14 @@ from boundgraph.ops import pooling as pooling
 from boundgraph.ops import recurrent as recurrent
 from boundgraph.ops import reduce as reduce
 from boundgraph.ops import scan as scan
+from boundgraph.ops import selection as selection
+from boundgraph.ops import smooth as smooth
 from boundgraph.ops import softmax as softmax
 from boundgraph.ops import spec as spec
+from boundgraph.ops import special as special
 from boundgraph.ops import standardize as standardize
+from boundgraph.ops import steps as steps
+from boundgraph.ops import trigonometric as trigonometric
 from boundgraph.ops import views as views
 from boundgraph.ops import windows as windows
 from boundgraph.ops._spec import Kind as Kind

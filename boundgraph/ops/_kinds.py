@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +23,8 @@ from boundgraph.ops._spec import (
     over_symbols,
     register,
 )
-from boundgraph.relaxations.relaxation import Parallel
+from boundgraph.relaxations.fallback import Fallback
+from boundgraph.relaxations.relaxation import Curve, Parallel, Scalar
 
 
 def affine(
@@ -170,59 +172,88 @@ def elementwise(
     concrete: Rule,
     *,
     interval: Rule | None = None,
+    curve: Curve | Callable[..., Curve] | None = None,
     parallel: Rule | None = None,
     lines: Rule | None = None,
     learnable: bool = False,
     kinks: Rule | None = None,
+    magnitude: Rule | None = None,
     rounding: Rounding,
     sample: Sampler,
     summary: str = "",
+    add: Callable[[OpSpec], OpSpec] = register,
 ) -> OpSpec:
-    """A function of one tensor, element by element.
+    """A function of one tensor, element by element, with constant further operands.
 
     Args:
         interval: the interval rule; absent for an increasing function, which maps the ends.
-        parallel: `(pre: Interval, **attrs) -> Parallel`, two parallel lines that enclose
-            the function over `pre`; absent, the symbolic rule forgets correlation.
-        lines: `(pre: Interval, **attrs) -> Lines` for backward bounds; the parallel lines
-            where absent, and the function's range where those are absent too.
-        learnable: `lines` takes the slope of the lower line as an optional second operand.
+        curve: its shape, or what makes that from the constant operands and attributes; the
+            universal fallback where absent. It gives the two rules below.
+        parallel: `(pre: Interval, *rest, **attrs) -> Parallel`, two parallel lines that
+            enclose the function over `pre`, where they do not follow from the curve.
+        lines: `(pre: Interval, *rest, **attrs) -> Lines` for backward bounds.
+        learnable: `lines` takes the slope of the lower line as an optional last operand.
+        magnitude: size of the terms that may cancel in `concrete`, of absolute values;
+            `rounding.terms` says how many roundings of that size there are.
+        add: what to do with the op that results.
         kinks: see `OpSpec`.
     """
-    interval_rule: Rule
 
-    def increasing(x: Interval, **attrs: Any) -> Interval:
-        return Interval(concrete(x.lower, **attrs), concrete(x.upper, **attrs))
+    def increasing(x: Interval, *rest: Tensor, **attrs: Any) -> Interval:
+        return Interval(concrete(x.lower, *rest, **attrs), concrete(x.upper, *rest, **attrs))
+
+    interval_rule: Rule = interval or increasing
+
+    def scalar(rest: tuple[Tensor, ...], attrs: dict[str, Any]) -> Scalar:
+        def error(points: Tensor, values: Tensor) -> Tensor:
+            found = values.abs() * (2.0 * rounding.ulps)
+            if magnitude is None or rounding.terms is None:
+                return found
+            terms = 2.0 * rounding.terms(points, *rest, **attrs)
+            return found + magnitude(points.abs(), *rest, **attrs) * terms
+
+        return Scalar(
+            lambda points: concrete(points, *rest, **attrs),
+            lambda x: interval_rule(x, *rest, **attrs),
+            error,
+        )
+
+    def shape(rest: tuple[Tensor, ...], attrs: dict[str, Any]) -> Curve:
+        if curve is None:
+            return Fallback()
+        return curve(*rest, **attrs) if callable(curve) else curve
+
+    def band(pre: Interval, *rest: Tensor, **attrs: Any) -> Parallel:
+        if parallel is not None:
+            return parallel(pre, *rest, **attrs)
+        return shape(rest, attrs).parallel(scalar(rest, attrs), pre)
+
+    def two_lines(pre: Interval, *rest: Any, **attrs: Any) -> Lines:
+        if lines is not None:
+            return lines(pre, *rest, **attrs)
+        if curve is None and parallel is not None:
+            found = band(pre, *rest, **attrs)
+            lower, upper = found.middle - found.half_gap, found.middle + found.half_gap
+            return Lines(found.slope, lower, found.slope, upper)
+        return shape(rest, attrs).lines(scalar(rest, attrs), pre)
 
     def symbolic(
         x: Symbolic,
-        pre: Interval,
-        *,
+        *rest: Any,
         block: str,
         batch_dim: int | None,
         features: tuple[int, ...],
         **attrs: Any,
     ) -> Symbolic:
-        assert parallel is not None
-        lines: Parallel = parallel(pre, **attrs)
-        scaled = x.map(lambda c: lines.slope * c + lines.middle, lambda g: lines.slope * g)
-        return scaled.with_block(block, diagonal(lines.half_gap, batch_dim, features))
-
-    interval_rule = interval or increasing
-
-    def two_lines(pre: Interval, *slope: Tensor | None, **attrs: Any) -> Lines:
-        if lines is not None:
-            return lines(pre, *slope, **attrs)
-        if parallel is None:
-            return Lines.constant(interval_rule(pre, **attrs))
-        band: Parallel = parallel(pre, **attrs)
-        lower, upper = band.middle - band.half_gap, band.middle + band.half_gap
-        return Lines(band.slope, lower, band.slope, upper)
+        *constants, pre = rest
+        found = band(pre, *constants, **attrs)
+        scaled = x.map(lambda c: found.slope * c + found.middle, lambda g: found.slope * g)
+        return scaled.with_block(block, diagonal(found.half_gap, batch_dim, features))
 
     def backward(
         form: LinearForm,
         pre: Interval,
-        *slope: Tensor | None,
+        *rest: Any,
         operand: int,
         carry: bool,
         shapes: tuple[tuple[int, ...], ...],
@@ -230,16 +261,17 @@ def elementwise(
         sample_dims: tuple[int, ...],
         **attrs: Any,
     ) -> LinearForm:
-        return form.through(two_lines(pre, *slope, **attrs), sample_dims)
+        return form.through(two_lines(pre, *rest, **attrs), sample_dims)
 
-    return register(
+    return add(
         OpSpec(
             name,
             Kind.ELEMENTWISE,
             concrete,
             interval=interval_rule,
-            symbolic=symbolic if parallel else None,
-            relaxed=parallel is not None,
+            symbolic=symbolic,
+            relaxed=True,
+            magnitude=magnitude,
             boundable=(0,),
             batch=keep_batch,
             rounding=rounding,

@@ -85,6 +85,7 @@ class OpCase:
         low, high: range to draw operand values from.
         positive: positions of operands to draw between 0.25 and 2 instead (variances).
         indices: positions of operands that are indices, each with its number of values.
+        masks: positions of operands that are tensors of booleans.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -94,6 +95,7 @@ class OpCase:
     high: float = 3.0
     positive: tuple[int, ...] = ()
     indices: tuple[tuple[int, int], ...] = ()
+    masks: tuple[int, ...] = ()
 
 
 Sampler = Callable[[random.Random], OpCase]
@@ -167,6 +169,17 @@ class OpSpec:
 
     def accepts(self, position: int) -> bool:
         return self.boundable is None or position in self.boundable
+
+    def reads_intervals(self, bounded: int) -> bool:
+        """Whether the backward rule takes the intervals of bounded operands.
+
+        Args:
+            bounded: number of operands that carry a bound.
+        """
+        if self.kind is Kind.BILINEAR:
+            return bounded > 1
+        reads = self.kind in (Kind.SELECTION, Kind.COMPOSITE)
+        return self.backward is None or self.lines is not None or reads
 
 
 _OPS: dict[str, OpSpec] = {}

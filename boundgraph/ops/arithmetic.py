@@ -307,6 +307,8 @@ def _mul(b: Lowering, input: Any, other: Any) -> Value:
         input, other = other, input
     if _is_number(other):
         return b.emit("mul_scalar", input, other=other)
+    if input is other and b.depends(input):
+        return b.emit("square", input)
     return _binary(b, "mul", input, other)
 
 

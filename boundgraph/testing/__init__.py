@@ -12,6 +12,7 @@ from boundgraph.testing._models import check_model as check_model
 from boundgraph.testing._models import model_allowance as model_allowance
 from boundgraph.testing._models import symbols_of as symbols_of
 from boundgraph.testing._ops import DrawnCase as DrawnCase
+from boundgraph.testing._ops import check_backward_rule as check_backward_rule
 from boundgraph.testing._ops import check_interval_rule as check_interval_rule
 from boundgraph.testing._ops import check_op as check_op
 from boundgraph.testing._ops import check_symbolic_rule as check_symbolic_rule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from boundgraph import ops
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import ConfigError, SoundnessError
 from boundgraph.ops import Kind, OpSpec
@@ -78,6 +80,8 @@ def draw_case(
             operands.append(torch.randint(count, shape, generator=generator))
         elif position in case.bounded:
             operands.append(_draw_box(shape, case, rng, generator, dtype, scale))
+        elif position in case.masks:
+            operands.append(torch.rand(shape, generator=generator) < 0.5)
         elif position in case.positive:
             operands.append(_uniform(shape, 0.25, 2.0, generator, dtype))
         else:
@@ -127,7 +131,7 @@ def check_op(
     dtype: torch.dtype = torch.float64,
     scale: float = 1.0,
 ) -> None:
-    """Check the interval and symbolic rules of an op against what it computes.
+    """Check the interval, symbolic and backward rules of an op against what it computes.
 
     Args:
         op: a registered op or its name.
@@ -147,7 +151,7 @@ def check_op(
     for index in range(cases):
         rng = random.Random(f"{seed}/{index}")
         drawn = draw_case(spec, rng, dtype, scale=scale)
-        for check in (check_interval_rule, check_symbolic_rule):
+        for check in (check_interval_rule, check_symbolic_rule, check_backward_rule):
             try:
                 check(drawn, rng, points)
             except SoundnessError as error:
@@ -193,18 +197,22 @@ def _require(drawn: DrawnCase, rule: str, found: Tensor) -> None:
         )
 
 
-def relaxed_lines(spec: OpSpec, pre: Interval, attrs: Mapping[str, Any]) -> tuple[Tensor, ...]:
+def relaxed_lines(
+    spec: OpSpec, pre: Interval, attrs: Mapping[str, Any], *constants: Tensor
+) -> tuple[Tensor, ...]:
     """Slope, middle and half gap of an element-wise op's symbolic rule over `pre`."""
     assert spec.symbolic is not None
     shape = tuple(pre.lower.shape)
     probe = Symbolic(torch.zeros_like(pre.lower), {"probe": torch.ones_like(pre.lower)[None]})
-    out = spec.symbolic(probe, pre, block="new", batch_dim=None, features=shape, **attrs)
+    out = spec.symbolic(
+        probe, *constants, pre, block="new", batch_dim=None, features=shape, **attrs
+    )
     return out.blocks["probe"][0], out.center, out.blocks["new"].abs().sum(0)
 
 
 def _check_lines(drawn: DrawnCase, rng: random.Random, points: int) -> None:
-    spec, (pre, *_) = drawn.spec, drawn.operands
-    slope, middle, half_gap = relaxed_lines(spec, pre, drawn.attrs)
+    spec, (pre, *constants) = drawn.spec, drawn.operands
+    slope, middle, half_gap = relaxed_lines(spec, pre, drawn.attrs, *constants)
     dtype = pre.lower.dtype
     wide = [part.double() for part in (slope, middle, half_gap)]
     for _ in range(points):
@@ -216,7 +224,82 @@ def _check_lines(drawn: DrawnCase, rng: random.Random, points: int) -> None:
         size = value.abs() + wide[0].abs() * largest(pre).double() + wide[1].abs() + wide[2]
         u, tiny = unit_roundoff(dtype), float(torch.finfo(dtype).tiny)
         allowed = (2.0 * spec.rounding.ulps + 2.0 * CONVERSIONS) * u * size + CONVERSIONS * tiny
+        allowed = allowed + allowance(spec, drawn.operands, drawn.attrs, Interval.point(value))
         _require(drawn, "symbolic", excess(value, enclosure, allowed))
+
+
+def check_backward_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:
+    """The backward rule gives a lower bound of rows of the result, at points of the boxes.
+
+    For random rows it must hold that `Σ row·f(x) >= Σ coeff·x + offset`.
+    """
+    spec = drawn.spec
+    if spec.backward is None:
+        return
+    generator = torch.Generator().manual_seed(rng.getrandbits(40))
+    bounded = [i for i, operand in enumerate(drawn.operands) if isinstance(operand, Interval)]
+    shapes = tuple(tuple((v.lower if isinstance(v, Interval) else v).shape) for v in drawn.operands)
+    target = tuple(spec.concrete(*drawn.point(rng), **drawn.attrs).shape)
+    dtype = drawn.operands[bounded[0]].lower.dtype
+    rows = torch.randn((3, *target), generator=generator, dtype=dtype)
+    offset = torch.randn(3, generator=generator, dtype=dtype)
+    relaxed = spec.reads_intervals(len(bounded))
+    context = [v for i, v in enumerate(drawn.operands) if relaxed or i not in bounded]
+    options: dict[str, Any] = {**drawn.attrs, "shapes": shapes, "target": target}
+    options["sample_dims"] = tuple(range(1, len(target) + 1))
+    if spec.name in ("cat", "stack"):
+        options["plain"] = tuple(i for i in range(len(shapes)) if i not in bounded)
+    forms = {
+        position: spec.backward(
+            LinearForm(rows, offset),
+            *context,
+            operand=position,
+            carry=position == bounded[0],
+            **options,
+        )
+        for position in bounded
+    }
+    found = _interval_of(drawn)
+    if not bool((found.lower.isfinite() & found.upper.isfinite()).all()):
+        return  # a form through an infinite end is infinite or NaN, which certifies nothing
+    for _ in range(points):
+        point = drawn.point(rng)
+        value = _reference(spec, point, drawn.attrs)
+        exact = (rows.double() * value).flatten(1).sum(1) + offset.double()
+        size = (rows.double() * value).abs().flatten(1).sum(1) + offset.abs().double()
+        line = torch.zeros_like(exact)
+        for position, form in forms.items():
+            part = form.coeff.double() * point[position].double()
+            line = line + part.flatten(1).sum(1)
+            # The products cancel against each other; their sizes say how far they round.
+            reach = form.coeff.double().abs() * largest(drawn.operands[position]).double()
+            size = size + reach.flatten(1).sum(1)
+            if form.offset is not None:
+                line = line + form.offset.double()
+                size = size + form.offset.double().abs()
+        terms = value.numel() + sum(part.numel() for part in point) + CONVERSIONS
+        inner = spec.rounding.terms(*point, **drawn.attrs) if spec.rounding.terms else 0
+        steps = terms + inner + 2 * math.ceil(spec.rounding.ulps)
+        allowed = gamma(2 * steps, dtype) * size + terms * float(torch.finfo(dtype).tiny)
+        allowed = allowed + _rows_allowance(drawn, rows)
+        _require(
+            drawn,
+            "backward",
+            excess(exact, Interval(line, torch.full_like(line, math.inf)), allowed),
+        )
+
+
+def _interval_of(drawn: DrawnCase) -> Interval:
+    assert drawn.spec.interval is not None
+    return drawn.spec.interval(*drawn.operands, **drawn.attrs)  # type: ignore[no-any-return]
+
+
+def _rows_allowance(drawn: DrawnCase, rows: Tensor) -> Tensor:
+    """The declared rounding of the op itself, through the rows."""
+    spec = drawn.spec
+    result = _interval_of(drawn)
+    own = allowance(spec, drawn.operands, drawn.attrs, result).double()
+    return (rows.double().abs() * own.nan_to_num(0.0)).flatten(1).sum(1)
 
 
 def _as_symbolic(box: Interval, position: int) -> Symbolic:
@@ -250,7 +333,8 @@ def _check_zonotope(drawn: DrawnCase, rng: random.Random, points: int) -> None:
     if spec.relaxed:
         extra = {"block": "new", "batch_dim": None, "features": tuple(out_shape)}
         pre = [v.concretize() for v in values if isinstance(v, Symbolic)]
-        result = spec.symbolic(*values, *(pre if len(pre) > 1 else ()), **extra, **drawn.attrs)
+        needed = pre if spec.reads_intervals(len(pre)) else ()
+        result = spec.symbolic(*values, *needed, **extra, **drawn.attrs)
     else:
         result = spec.symbolic(*values, **drawn.attrs)
     boxes = [v.concretize() if isinstance(v, Symbolic) else v for v in values]
@@ -258,11 +342,12 @@ def _check_zonotope(drawn: DrawnCase, rng: random.Random, points: int) -> None:
     allowed = allowance(spec, boxes, drawn.attrs, spec.interval(*boxes, **drawn.attrs))
     terms = sum(v.blocks[k].shape[0] for v in values if isinstance(v, Symbolic) for k in v.blocks)
     # Both sides also sum over the symbols, which declared rounding says nothing about.
-    allowed = (
-        allowed.double()
-        + gamma(2 * terms + CONVERSIONS, allowed.dtype) * largest(result.concretize())
-        + allowed
-    )
+    size = largest(result.concretize())
+    if spec.kind is Kind.SELECTION and spec.magnitude is not None:
+        # Its lines add shares of all operands, of which the result is as small as one.
+        size = size + spec.magnitude(*map(largest, boxes))
+    steps = gamma(2 * terms + CONVERSIONS, allowed.dtype)
+    allowed = allowed.double() + steps * size + allowed
     names = {k: v.shape[0] for s in values if isinstance(s, Symbolic) for k, v in s.blocks.items()}
     fresh = result.blocks["new"].abs().sum(0) if "new" in result.blocks else 0.0
     for _ in range(points):
