@@ -51,8 +51,8 @@ FILES = {
         HEAD
         + GOOD
         + "class Net(nn.Module):\n    def forward(self, x):\n"
-        + "        a = torch.erfinv(x)\n        return a + torch.lgamma(x)\nmodel = Net()\n",
-        r"erfinv(.|\n)*bad\.py:6(.|\n)*lgamma(.|\n)*bad\.py:7",
+        + "        a = torch.logcumsumexp(x, 1)\n        return a + torch.cumprod(x, 1)\nmodel = Net()\n",
+        r"logcumsumexp(.|\n)*bad\.py:6(.|\n)*cumprod(.|\n)*bad\.py:7",
     ),
     "nan weights": (
         HEAD + GOOD + NET + "nn.init.constant_(model.weight, float('nan'))\n",

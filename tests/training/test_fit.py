@@ -258,13 +258,13 @@ class TwoHeads(nn.Module):
         return x.flatten(1), x.flatten(1)
 
 
-class Sorts(nn.Module):
+class Unsupported(nn.Module):
     def __init__(self):
         super().__init__()
         self.last = nn.Linear(64, 10)
 
     def forward(self, x):
-        return self.last(x.flatten(1).sort(1).values)
+        return self.last(torch.cumprod(x.flatten(1), 1))
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ class Sorts(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(64, 5)), {}, DataError, "5 outputs.*10 classes"),
         (nn.Sequential(nn.Flatten(), nn.Linear(60, 10)), {}, DataError, "images of 1×8×8"),
         (nn.Sequential(nn.Conv2d(1, 10, 3)), {}, SpecError, "batch, classes"),
-        (Sorts(), {}, UnsupportedError, r"sort[\s\S]*test_fit\.py"),
+        (Unsupported(), {}, UnsupportedError, r"cumprod[\s\S]*test_fit\.py"),
     ],
 )
 def test_bad_arguments(model, options, error, message):
