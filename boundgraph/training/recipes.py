@@ -261,7 +261,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "mnist-0.1": {
         "mixtrain": {
             "method": "crown-ibp",
-            "epochs": 28,
+            "epochs": 50,
             "train_eps": 1.3,
             "lr": Cosine(3e-3, warmup=0.05),
             "eps": Linear(0.0, 1.0, start=0.05, end=0.4),

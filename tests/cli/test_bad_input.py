@@ -51,7 +51,8 @@ FILES = {
         HEAD
         + GOOD
         + "class Net(nn.Module):\n    def forward(self, x):\n"
-        + "        a = torch.logcumsumexp(x, 1)\n        return a + torch.cumprod(x, 1)\nmodel = Net()\n",
+        + "        a = torch.logcumsumexp(x, 1)\n"
+        + "        return a + torch.cumprod(x, 1)\nmodel = Net()\n",
         r"logcumsumexp(.|\n)*bad\.py:6(.|\n)*cumprod(.|\n)*bad\.py:7",
     ),
     "nan weights": (

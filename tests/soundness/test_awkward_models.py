@@ -116,6 +116,10 @@ SOUND: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
         lambda m, x: torch.utils.checkpoint.checkpoint(m.fc, x, use_reentrant=False),
         ROW,
     ),
+    "cropping": (lambda m, x: F.pad(x, (-1, 1)), ROW),
+    "rounding": (lambda m, x: x.round() + x, ROW),
+    "write into a slice": (slice_write, ROW),
+    "write into an element": (item_write, ROW),
 }
 # Methods that keep symbols per sample refuse to mix samples; intervals do not mind.
 MIXES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
@@ -129,18 +133,14 @@ MIXES: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
 }
 REFUSED: dict[str, tuple[Callable[..., Tensor], tuple[int, ...]]] = {
     "write through a view": (view_write, ROW),
-    "write into an element": (item_write, ROW),
-    "write into a slice": (slice_write, ROW),
     "a counter": (counter, ROW),
     "a buffer that moves": (buffer_write, ROW),
     "a branch on a value": (branch, ROW),
     "random numbers": (lambda m, x: x + torch.rand_like(x), ROW),
     "dropout in training": (lambda m, x: F.dropout(x, 0.5), ROW),
     "a value read": (lambda m, x: x * x.sum().item(), ROW),
-    "rounding": (lambda m, x: x.round() + x, ROW),
     "integers": (lambda m, x: x.long().double(), ROW),
     "statistics of the batch": (lambda m, x: F.batch_norm(x, None, None, training=True), ROW),
-    "cropping": (lambda m, x: F.pad(x, (-1, 1)), ROW),
     "not a number": (lambda m, x: x + torch.tensor(float("nan")), ROW),
 }
 
