@@ -39,7 +39,7 @@ _DRAWS = Diagnostic(
     "the model draws random numbers in its forward, so no bound holds for its output",
     help="call model.eval() first, or take the randomness out of forward",
 )
-_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.]+")
+_PLAIN_NAME = re.compile(r"[A-Za-z0-9_.-]+")
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ def _finished(
     program, constants = importer.emitter.finish(tuple(leaves))
     for param in program.params:
         if not _PLAIN_NAME.fullmatch(param.name):
-            text = f"the name {param.name!r} has characters outside A-Z a-z 0-9 _ ."
+            text = f"the name {param.name!r} has characters outside A-Z a-z 0-9 _ . -"
             raise NotImported(Diagnostic(text, help="give the submodule a plain name"))
     verify(program, RegistryTable())
     return Capture(program, request.model, constants, tree, name)

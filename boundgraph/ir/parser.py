@@ -28,7 +28,7 @@ T = TypeVar("T")
 # apart where they stand: a block may be called `1`, and a name may contain dots.
 _TOKEN = re.compile(
     r"""(?P<skip>\s+|\#[^\n]*)
-      | (?P<value>[%@][A-Za-z0-9_.]+)
+      | (?P<value>[%@][A-Za-z0-9_.-]+)
       | (?P<string>"(?:[^"\\\n]|\\.)*")
       | (?P<word>[A-Za-z0-9_.+*-]+)
       | (?P<mark>[(){}\[\]=:,])""",

@@ -24,6 +24,8 @@ ASSEMBLE = ("backward.assemble", "backward.sound.assemble")
 CONCRETIZE = "symbolic.concretize"
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
+# A submodule may be called `block1-0`.
+_VALUE = re.compile(r"[A-Za-z0-9_.-]+")
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # Words that the text format reads as attribute values, not as the symbol of a size.
 _RESERVED = {"True", "False", "None", "inf", "nan"}
@@ -102,8 +104,8 @@ def rule_name(rule: Rule) -> str:
 def names_are_printable(program: Program, ops: OpTable) -> Iterator[str]:
     """Names outside this alphabet would not survive the text format."""
     for value in _defined(program):
-        if not _NAME.fullmatch(value.name):
-            yield f"the name {value.name!r} has characters outside A-Z a-z 0-9 _ ."
+        if not _VALUE.fullmatch(value.name):
+            yield f"the name {value.name!r} has characters outside A-Z a-z 0-9 _ . -"
     for node in program.nodes:
         if not _NAME.fullmatch(node.op):
             yield f"the op {node.op!r} has characters outside A-Z a-z 0-9 _ ."

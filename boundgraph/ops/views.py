@@ -195,6 +195,7 @@ def _transpose(b: Lowering, input: Value, dim0: int, dim1: int) -> Value:
 
 lowers(torch.transpose, "Tensor.transpose", torch.swapaxes, torch.swapdims)(_transpose)
 lowers("Tensor.swapaxes", "Tensor.swapdims", aten.transpose.int)(_transpose)
+lowers(aten.swapaxes.default, aten.swapdims.default)(_transpose)
 
 
 @lowers(torch.t, "Tensor.t", aten.t.default)
