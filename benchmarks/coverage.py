@@ -254,9 +254,16 @@ def page(results: list[dict[str, Any]], options: argparse.Namespace, total: int)
     import torchvision
 
     tried = len({item["model"] for item in results})
+    partial = (
+        f" **A partial run: the other {total - tried} have not been tried**, so nothing is said "
+        "about them here, nor about a method where a model has no row for it."
+        if tried < total
+        else ""
+    )
     return f"""# Coverage
 
-Which of torchvision's {total} classifiers can be bounded. {tried} were tried, each with random
+Which of torchvision's {total} classifiers can be bounded.{partial}
+{tried} were tried, each with random
 weights, ten outputs and a dynamic batch, in a process of its own with at most
 {options.seconds:.0f} s and {options.gigabytes:g} GB, on a batch of one image of 64 × 64
 (inception 75, maxvit 224, vit_h_14 56), ε = {options.eps:g} around a random image, clipped to
@@ -264,7 +271,7 @@ weights, ten outputs and a dynamic batch, in a process of its own with at most
 
 {counts(results)}
 
-What this shows is that the models are captured, that every op has a rule and that the bounds
+What this shows is that these models are captured, that each of their ops has a rule and that the bounds
 enclose what was sampled. It does not show useful bounds: widths of untrained deep networks are
 astronomical, as an interval grows by a factor with every layer. Sampled points are then a weak
 check, and so is their allowance for rounding, which grows as the bounds do. The column `width 0`
