@@ -48,7 +48,12 @@ def build(name: str) -> Any:
         options["init_weights"] = True
     if name.startswith("vit"):
         options["image_size"] = input_size(name)
-    return models.get_model(name, **options).eval()
+    model = models.get_model(name, **options).eval()
+    for parameter in model.parameters():
+        # The head of a vision transformer starts at zero, which would leave nothing to bound.
+        if parameter.dim() > 1 and not bool(parameter.any()):
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model
 
 
 def check(name: str, method: str, eps: float, points: int) -> dict[str, Any]:
@@ -271,8 +276,8 @@ weights, ten outputs and a dynamic batch, in a process of its own with at most
 
 {counts(results)}
 
-What this shows is that these models are captured, that each of their ops has a rule and that the bounds
-enclose what was sampled. It does not show useful bounds: widths of untrained deep networks are
+What this shows is that these models are captured, that each of their ops has a rule and that the
+bounds enclose what was sampled. It does not show useful bounds: widths of untrained networks are
 astronomical, as an interval grows by a factor with every layer. Sampled points are then a weak
 check, and so is their allowance for rounding, which grows as the bounds do. The column `width 0`
 is a stronger one: a region of no width must give the model's output, and the error is the
