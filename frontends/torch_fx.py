@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._generic import to_meta, without_data
+from boundgraph.frontends._guarded import guarded
 from boundgraph.frontends._preserve import TouchedError, Untouched
 from boundgraph.frontends._proxies import UNKNOWN, Traced, TracedParameter
 from boundgraph.frontends._wrapper import CallOf, strip
@@ -40,7 +41,7 @@ def trace(wrapper: CallOf, examples: Sequence[Tensor]) -> fx.Graph:
             # Its check branches on the rank; a node does it when shapes are known.
             check = type(module)._check_input_dim
             module.__dict__["_check_input_dim"] = _recorded_check(check, module)
-    with Untouched():
+    with Untouched(), guarded():
         return tracer.trace(wrapper)
 
 

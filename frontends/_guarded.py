@@ -1,0 +1,67 @@
+"""Functions of torch that must not see a proxy.
+
+A proxy says that it is a `Tensor`. torch's C++ parser of arguments believes it where an
+overload takes a number in the place of a tensor (`torch.pow(2.0, x)`), reads memory that
+is not there, and crashes Python. While a model is traced these functions are recorded
+before their arguments are parsed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils import _pytree as pytree
+
+# Found by calling every function with such an overload, each in a process of its own.
+GUARDED = {
+    name: getattr(torch, name)
+    for name in (
+        *("pow", "float_power", "where", "remainder", "xlogy", "clamp", "clip", "result_type"),
+        *("as_tensor", "asarray", "tensor", "scalar_tensor"),
+    )
+}
+_lock = threading.Lock()
+_depth = 0
+
+
+@contextmanager
+def guarded() -> Iterator[None]:
+    """Record calls of these functions on proxies, from any thread, until the block ends."""
+    _enter()
+    try:
+        yield
+    finally:
+        _leave()
+
+
+def _enter() -> None:
+    global _depth
+    with _lock:
+        _depth += 1
+        if _depth == 1:
+            for name, function in GUARDED.items():
+                setattr(torch, name, _recorded(function))
+
+
+def _leave() -> None:
+    global _depth
+    with _lock:
+        _depth -= 1
+        if _depth == 0:
+            for name, function in GUARDED.items():
+                setattr(torch, name, function)
+
+
+def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any, **kwargs: Any) -> Any:
+        for leaf in pytree.tree_leaves((args, kwargs)):
+            if issubclass(type(leaf), fx.Proxy):
+                return leaf.tracer.create_proxy("call_function", function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return call
