@@ -20,6 +20,7 @@ from boundgraph.relaxations.relaxation import Curve, Parallel, Scalar
 from boundgraph.relaxations.turns import Turn, between, turn_of
 
 aten = torch.ops.aten
+Bends = tuple[float, float]
 
 
 def _sigmoid_slope(x: Tensor) -> Tensor:
@@ -277,15 +278,17 @@ def _tanh_gelu_slope(x: Tensor) -> Tensor:
     return torch.sigmoid(2.0 * inner) + 0.5 * x * rise * _tanh_slope(inner)
 
 
-def _dip(name: str, fn: Any, slope: Any, ulps: int, lowest: float, bends: float) -> Any:
+def _dip(name: str, fn: Any, slope: Any, ulps: int, lowest: float, bends: Bends) -> Any:
     """An activation that falls to one minimum and then rises.
 
     Args:
         lowest: near where it is least.
-        bends: its slope is least near −bends and greatest near bends.
+        bends: near where its slope is least, and greatest.
     """
     bottom = turn_of(fn, lowest - 0.5, lowest + 0.5, -1.0)
-    steep = [turn_of(slope, c - 0.7, c + 0.7, sign) for c, sign in ((-bends, -1.0), (bends, 1.0))]
+    steep = [
+        turn_of(slope, c - 0.7, c + 0.7, sign) for c, sign in zip(bends, (-1.0, 1.0), strict=True)
+    ]
     return elementwise(
         name,
         lambda x: fn(x),
@@ -303,16 +306,16 @@ def _dip(name: str, fn: Any, slope: Any, ulps: int, lowest: float, bends: float)
     )
 
 
-_dip("silu", F.silu, _silu_slope, 8, -1.278, 2.399)
-_dip("mish", F.mish, _mish_slope, 16, -1.192, 2.3)
-_dip("gelu", F.gelu, _normal_slope, 8, -0.752, 1.414)
+_dip("silu", F.silu, _silu_slope, 8, -1.278, (-2.399, 2.399))
+_dip("mish", F.mish, _mish_slope, 16, -1.192, (-2.256, 1.491))
+_dip("gelu", F.gelu, _normal_slope, 8, -0.752, (-1.414, 1.414))
 _dip(
     "gelu_tanh",
     lambda x: F.gelu(x, approximate="tanh"),
     _tanh_gelu_slope,
     8,
     -0.752,
-    1.414,
+    (-1.414, 1.414),
 )
 
 
