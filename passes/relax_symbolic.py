@@ -266,7 +266,9 @@ class _Run:
     def _add_interval(self, node: Node, operands: list[Value]) -> Value:
         type_ = IntervalType(node.result.type.dtype, node.result.type.shape)
         name = f"{node.result.name}_interval"
-        return self.builder.add(
+        spec = ops.get(node.op)
+        over_ball = None if spec is None else self.balls.interval(node, spec, operands)
+        return over_ball or self.builder.add(
             INTERVAL + node.op, operands, type_, node.attrs, name=name, span=node.span
         )
 

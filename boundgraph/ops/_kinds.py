@@ -180,6 +180,7 @@ def elementwise(
     magnitude: Rule | None = None,
     rounding: Rounding,
     sample: Sampler,
+    partial: bool = False,
     summary: str = "",
     add: Callable[[OpSpec], OpSpec] = register,
 ) -> OpSpec:
@@ -196,7 +197,7 @@ def elementwise(
         magnitude: size of the terms that may cancel in `concrete`, of absolute values;
             `rounding.terms` says how many roundings of that size there are.
         add: what to do with the op that results.
-        kinks: see `OpSpec`.
+        kinks, partial: see `OpSpec`.
     """
 
     def increasing(x: Interval, *rest: Tensor, **attrs: Any) -> Interval:
@@ -280,6 +281,7 @@ def elementwise(
             learnable=learnable,
             kinks=kinks,
             sample=sample,
+            partial=partial,
             summary=summary,
         )
     )

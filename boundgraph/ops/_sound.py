@@ -52,6 +52,8 @@ def why_not(spec: OpSpec | None) -> str | None:
     """Why an op has no sound interval rule, or None where it has one."""
     if spec is None or spec.interval is None:
         return "it has no interval rule"
+    if spec.partial:
+        return "it is undefined for some operands, and rounding outward would hide that"
     if spec.sound is not None or exact(spec):
         return None
     if not spec.rounding.declared:

@@ -142,6 +142,7 @@ class OpSpec:
         sample: draws a test case.
         row_norm: `(*rest, q) -> Tensor`, an upper bound on the q-norm of each row of the linear
             part of an affine op, broadcasting to the result; for regions that are p-balls.
+        partial: it gives NaN for some finite operands.
         summary: one line for `boundgraph ops`.
     """
 
@@ -165,6 +166,7 @@ class OpSpec:
     unit_rows: Rule | None = None
     sample: Sampler | None = None
     row_norm: Rule | None = None
+    partial: bool = False
     summary: str = ""
 
     def accepts(self, position: int) -> bool:

@@ -33,18 +33,25 @@ def finite_below(fn: Fn) -> Callable[[Interval], Interval]:
 
 
 def on_domain(
-    fn: Fn, low: float = -math.inf, high: float = math.inf, *, falling: bool = False
+    fn: Fn,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    falling: bool = False,
+    beyond: float = math.nan,
 ) -> Callable[[Interval], Interval]:
-    """The interval rule of a monotone function with a domain: no bound beyond it.
+    """The interval rule of a monotone function with a domain.
 
-    torch gives NaN there, which lies in no interval but the whole line.
+    Beyond it torch gives NaN, and so does the rule: an infinite bound would become finite
+    again behind a clamp, and a network that computes NaN would be certified. Where the
+    function is merely not monotone, `beyond` is infinity.
     """
 
     def rule(x: Interval) -> Interval:
         inside = (x.lower >= low) & (x.upper <= high)
         first, last = (x.upper, x.lower) if falling else (x.lower, x.upper)
         return Interval(
-            torch.where(inside, fn(first), -torch.inf), torch.where(inside, fn(last), torch.inf)
+            torch.where(inside, fn(first), -beyond), torch.where(inside, fn(last), beyond)
         )
 
     return rule
@@ -96,6 +103,7 @@ for _name, _fn, _shift, _scale, _text in _LOGS:
     elementwise(
         _name,
         _fn,
+        partial=True,
         interval=on_domain(_fn, -_shift),
         curve=_log_curve(_shift, _scale),
         rounding=Rounding(ulps=8),
@@ -109,6 +117,7 @@ elementwise(
     interval=on_domain(torch.sqrt, 0.0),
     curve=Convex(lambda x: 0.5 * x.rsqrt(), lambda s: 0.25 / s.square(), concave=True),
     rounding=Rounding(ulps=1),
+    partial=True,
     sample=uniform(0.0, 4.0),
     summary="√x; no bound where the operand can be negative",
 )
@@ -120,6 +129,7 @@ elementwise(
         lambda x: -0.5 * x.rsqrt() / x, lambda s: (-2.0 * s).clamp(min=0.0).pow(-2.0 / 3.0)
     ),
     rounding=Rounding(ulps=4),
+    partial=True,
     sample=uniform(0.05, 4.0),
     summary="1/√x; no bound where the operand can be negative",
 )
@@ -219,6 +229,7 @@ elementwise(
     interval=_pow_interval,
     curve=_pow_curve,
     rounding=Rounding(ulps=16),
+    partial=True,
     sample=uniform(0.1, 3.0, exponent=(3.0, 4.0, -2.0, -3.0, 1.5, 0.3, -0.7)),
     summary="x to the power of a number",
 )
@@ -279,6 +290,7 @@ elementwise(
     ),
     magnitude=torch.ones_like,
     rounding=Rounding(ulps=8, terms=lambda *_, **__: 8),
+    partial=True,
     sample=uniform(0.01, 0.99),
     summary="log(x / (1 − x)); no bound where x leaves [0, 1]",
 )

@@ -55,6 +55,7 @@ elementwise(
         valley=True,
     ),
     rounding=Rounding(ulps=16),
+    partial=True,
     sample=uniform(-0.99, 0.99),
     summary="inverse error function; no bound where x leaves [−1, 1]",
 )
@@ -100,7 +101,7 @@ elementwise(
     "lgamma",
     torch.lgamma,
     interval=_lgamma_interval,
-    curve=Fallback(on_domain(torch.digamma, 0.0)),
+    curve=Fallback(on_domain(torch.digamma, 0.0, beyond=math.inf)),
     magnitude=lambda x: x + 1.0,
     rounding=Rounding(ulps=16, terms=lambda *_, **__: 8),
     sample=uniform(0.1, 6.0),
@@ -109,8 +110,8 @@ elementwise(
 elementwise(
     "digamma",
     torch.digamma,
-    interval=on_domain(torch.digamma, 0.0),
-    curve=Fallback(on_domain(_trigamma, 0.0, falling=True)),
+    interval=on_domain(torch.digamma, 0.0, beyond=math.inf),
+    curve=Fallback(on_domain(_trigamma, 0.0, falling=True, beyond=math.inf)),
     magnitude=torch.ones_like,
     rounding=Rounding(ulps=16, terms=lambda *_, **__: 32),
     sample=uniform(0.1, 6.0),

@@ -107,6 +107,7 @@ elementwise(
         valley=True,
     ),
     rounding=Rounding(ulps=8),
+    partial=True,
     sample=uniform(-1.0, 1.0),
     summary="inverse sine; no bound where x leaves [−1, 1]",
 )
@@ -119,6 +120,7 @@ elementwise(
     ),
     magnitude=torch.ones_like,
     rounding=Rounding(ulps=8, terms=lambda *_, **__: 4),
+    partial=True,
     sample=uniform(-1.0, 1.0),
     summary="inverse cosine; no bound where x leaves [−1, 1]",
 )
@@ -171,6 +173,7 @@ elementwise(
         concave=True,
     ),
     rounding=Rounding(ulps=16),
+    partial=True,
     sample=uniform(1.0, 6.0),
     summary="inverse hyperbolic cosine; no bound where x can be less than 1",
 )
@@ -184,6 +187,7 @@ elementwise(
         valley=True,
     ),
     rounding=Rounding(ulps=16),
+    partial=True,
     sample=uniform(-0.99, 0.99),
     summary="inverse hyperbolic tangent; no bound where x leaves [−1, 1]",
 )

@@ -160,17 +160,38 @@ def check_op(
 
 
 def check_interval_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:
-    """The interval rule encloses the op at points of the boxes, up to declared rounding."""
+    """The interval rule encloses the op at points of the boxes, up to declared rounding.
+
+    Where a box leaves the domain of a partial op, the rule must say so by NaN.
+    """
     spec = drawn.spec
     if spec.interval is None:
         return
     result = spec.interval(*drawn.operands, **drawn.attrs)
+    outside = _leaves_domain(drawn)
+    if outside is not None:
+        hidden = outside & ~(torch.isnan(result.lower) & torch.isnan(result.upper))
+        _require(drawn, "interval", torch.where(hidden, math.inf, 0.0))
+        result = Interval(
+            torch.where(outside, -math.inf, result.lower),
+            torch.where(outside, math.inf, result.upper),
+        )
     allowed = allowance(spec, drawn.operands, drawn.attrs, result)
     crossed = (result.lower - result.upper - 2.0 * allowed).clamp(min=0.0).nan_to_num(0.0)
     _require(drawn, "interval", crossed)
     for _ in range(points):
         point = drawn.point(rng)
         _require(drawn, "interval", excess(_reference(spec, point, drawn.attrs), result, allowed))
+
+
+def _leaves_domain(drawn: DrawnCase) -> Tensor | None:
+    """Where the box of a partial op's operand has an end outside its domain, an interval."""
+    if not drawn.spec.partial:
+        return None
+    box, *rest = drawn.operands
+    ends = (_reference(drawn.spec, (end, *rest), drawn.attrs) for end in (box.lower, box.upper))
+    first, last = (torch.isnan(end) for end in ends)
+    return first | last
 
 
 def check_symbolic_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:

@@ -152,3 +152,19 @@ def test_bad_balls_are_refused():
     ):
         with pytest.raises(RegionError):
             bad()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_mix_is_never_looser_than_ibp(norm):
+    """Also where the model is tied to its batch, and symbols range over the box."""
+    torch.manual_seed(7)
+    for model in (mlp(8, 4, 6, 3), nn.Sequential(nn.Linear(4, 4)).double()):
+        x = torch.randn(3, 4).double()
+        region = bg.LpBall(x, torch.tensor([0.1, 0.9, 5.0]).double(), norm, (-4.0, 4.0))
+        for dynamic in (None, False):
+            options = {"dynamic_batch": dynamic}
+            ibp = bg.bound(model, method="ibp", **options)(region)
+            mix = bg.bound(model, method="mix", **options)(region)
+            room = 1e-9 * (1 + ibp.width)
+            assert bool((mix.lower >= ibp.lower - room).all())
+            assert bool((mix.upper <= ibp.upper + room).all())

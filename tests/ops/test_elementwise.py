@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import boundgraph as bg
+from boundgraph import ops
+from boundgraph.domains.interval import Interval
 from boundgraph.errors import UnsupportedError
 from boundgraph.frontends import capture
 from boundgraph.testing import check_model
@@ -177,3 +179,17 @@ def test_what_cannot_be_bounded_says_so() -> None:
     ):
         with pytest.raises(UnsupportedError, match=message):
             bg.bound(Apply(fn))(box)
+
+
+def test_the_steepest_slope_of_mish_is_found():
+    """mish′ peaks at 1.0885 near 1.4906; a rule that looked elsewhere gave 1.0872."""
+    x = torch.tensor([1.45, 1.55], dtype=torch.float64)
+    grid = torch.linspace(1.45, 1.55, 2001, dtype=torch.float64).requires_grad_()
+    (slope,) = torch.autograd.grad(torch.nn.functional.mish(grid).sum(), grid)
+    lines = ops.get("mish").lines(Interval(x[:1], x[1:]))
+    # The tightest line of the steepest slope touches the curve; none may cut it.
+    value = torch.nn.functional.mish(grid.detach())
+    assert float(slope.max()) > 1.0884
+    upper = lines.upper_slope * grid.detach() + lines.upper_offset
+    lower = lines.lower_slope * grid.detach() + lines.lower_offset
+    assert bool((value <= upper + 1e-12).all() and (value >= lower - 1e-12).all())
