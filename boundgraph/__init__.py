@@ -34,7 +34,7 @@ _EXPORTS = {
     "compile": "boundgraph.compiler",
     "evaluate": "boundgraph.evaluation",
     "LinearBounds": "boundgraph.domains.linear_bounds",
-    "linear_bounds": "boundgraph.linear_bounds",
+    "linear_bounds": "boundgraph.linearize",
     "load": "boundgraph.runtime.saved",
     "verify": "boundgraph.verification.verify",
 }
@@ -62,7 +62,7 @@ if TYPE_CHECKING:
     from boundgraph.domains.specs import LinearSpec as LinearSpec
     from boundgraph.domains.specs import Margin as Margin
     from boundgraph.evaluation import evaluate as evaluate
-    from boundgraph.linear_bounds import linear_bounds as linear_bounds
+    from boundgraph.linearize import linear_bounds as linear_bounds
     from boundgraph.runtime.module import BoundProgram as BoundProgram
     from boundgraph.runtime.module import Bounds as Bounds
     from boundgraph.runtime.saved import load as load

@@ -397,6 +397,8 @@ class Network:
         stride, pad, dilation, extra = (
             _sizes(spatial, value) for value in (stride, padding, dilation, output_padding or 0)
         )
+        whole = groups >= 1 and min(*stride, *dilation) >= 1 and min(*pad, *extra) >= 0
+        require(whole, "convolution: a stride, dilation, padding or group that means nothing")
         kernel = weight.shape[2:]
         reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
         if swap:

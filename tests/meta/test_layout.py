@@ -37,7 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes": CORE,
     "frontends": CORE,
     "compiler": LOWER,
-    "linear_bounds": LOWER,
+    "linearize": LOWER,
     "data": BASE | {"domains"},
     "training": LOWER | {"data"},
     "attacks": LOWER | {"data"},
