@@ -4,135 +4,29 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from boundgraph.domains.regions import Box, LinfBall, LpBall, Region, norm_of
-from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
+from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError, RegionError, SpecError
 from boundgraph.fingerprint import fingerprint
 from boundgraph.frontends.capture import Capture, capture
-from boundgraph.ir.program import Program
 from boundgraph.ops._infer import RegistryTable
-from boundgraph.passes import (
-    AttachLinear,
-    AttachMargin,
-    AttachTracks,
-    BoundedCommonSubexpressions,
-    BoundedDeadCode,
-    CleanStatistics,
-    CommonSubexpressions,
-    DeadCode,
-    FoldAffine,
-    FoldBatchNorm,
-    FoldSpec,
-    MarginProduct,
-    PairProducts,
-    Pass,
-    RelaxBackward,
-    RelaxIBP,
-    RelaxSymbolic,
-    SplitBatch,
-    run_pipeline,
-)
+from boundgraph.options import METHODS as METHODS
+from boundgraph.options import SOUND_METHODS as SOUND_METHODS
+from boundgraph.options import TARGETS as TARGETS
+from boundgraph.options import TRAINING_METHODS as TRAINING_METHODS
+from boundgraph.options import CompileOptions as CompileOptions
+from boundgraph.passes import run_pipeline
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
 from boundgraph.passes.relax_backward import SLOPE, linear_inputs
+from boundgraph.pipeline import pipeline as pipeline
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
 from boundgraph.runtime.optimized import OptimizedProgram
-
-METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
-# alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
-TRAINING_METHODS = METHODS[:-1]
-SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
-TARGETS = ("real", "executed")
-
-
-@dataclass(frozen=True)
-class CompileOptions:
-    """How to compile.
-
-    Args:
-        method: `"ibp"`, `"symbolic"` or `"mix"`.
-        spec: bound rows of this specification instead of the outputs.
-        frontend: `"auto"`, `"torch_fx"` or `"torch_export"`.
-        training: allow BatchNorm in training mode (statistics from a clean batch).
-        dynamic_batch: dimension 0 of the inputs may vary; None finds out.
-        keep_symbolic: outputs stay symbolic (internal; for the interval attack).
-        lower_only: backward methods bound the outputs below only (half the rows).
-        rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
-        norms: names of captured inputs that are p-balls, and p.
-        linear: the outputs of a backward program are its bounds and then its linear forms.
-        tracks: under a margin, its interval bounds are a second output (for training).
-        target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
-        max_memory: bytes that a call may take for its bounds; None for a default.
-        keep_clean: where statistics come from a clean batch, its logits and statistics are
-            outputs, too (internal; a training loss needs no second clean pass then).
-        tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
-    """
-
-    method: str = "ibp"
-    spec: Spec | None = None
-    frontend: str = "auto"
-    training: bool = False
-    dynamic_batch: bool | None = None
-    keep_symbolic: bool = False
-    lower_only: bool = False
-    rounding: str = "nearest"
-    target: str = "real"
-    max_memory: int | None = None
-    norms: tuple[tuple[str, float], ...] = ()
-    linear: bool = False
-    keep_clean: bool = False
-    tune_for: str = "cpu"
-    tracks: bool = False
-
-    @property
-    def sound(self) -> bool:
-        return self.rounding == "sound"
-
-    def __post_init__(self) -> None:
-        self._check_rounding()
-        if self.method not in METHODS:
-            raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
-        if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
-            raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
-        if self.max_memory is not None and self.max_memory <= 0:
-            raise ConfigError(
-                f"max_memory must be a positive number of bytes, got {self.max_memory}"
-            )
-        if self.tracks and not isinstance(self.spec, Margin):
-            raise ConfigError("tracks=True needs spec=Margin(classes)")
-        if isinstance(self.spec, CrossEntropy) and (self.sound or not self.tracks):
-            raise ConfigError("CrossEntropy is a training loss: it needs tracks=True and no sound")
-        if self.tracks and self.method not in ("crown-ibp", "crown"):
-            raise ConfigError(f"method {self.method!r} has no backward and interval track")
-
-    def _check_rounding(self) -> None:
-        if self.rounding not in ("nearest", "sound"):
-            raise ConfigError(f"rounding must be 'nearest' or 'sound', got {self.rounding!r}")
-        if self.target not in TARGETS:
-            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
-        if self.target != "real" and not self.sound:
-            raise ConfigError(f"target={self.target!r} needs rounding='sound'")
-        if self.sound and self.norms:
-            raise ConfigError("rounding='sound' takes boxes and L-infinity balls, not p-balls")
-        if self.target != "real" and self.method != "ibp":
-            raise ConfigError(
-                f"target={self.target!r} needs method='ibp': linear bounds relate real numbers, "
-                "which computed ones do not follow exactly"
-            )
-        if self.sound and self.training:
-            raise ConfigError(
-                "rounding='sound' certifies; statistics of a training batch have no sound rule"
-            )
-        if self.sound and self.method not in SOUND_METHODS:
-            raise ConfigError(
-                f"method {self.method!r} has no rounding-sound form; choose one of "
-                f"{', '.join(SOUND_METHODS)}"
-            )
 
 
 def compile(
@@ -265,66 +159,6 @@ def bound(
         return programs[key](*given, labels=labels)
 
     return bounds_of
-
-
-def pipeline(
-    program: Program, bounded: tuple[str, ...], options: CompileOptions
-) -> tuple[Pass, ...]:
-    """The passes of a method, in order."""
-    steps: list[Pass] = [DeadCode(), CommonSubexpressions()]
-    # Intervals need no order among samples.
-    if options.method != "ibp":
-        steps.append(SplitBatch())
-    # Before a specification adds the labels, which have no clean copy.
-    if options.training:
-        steps.append(CleanStatistics(keep=options.keep_clean))
-    normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
-    others = options.training and options.keep_clean and normalizes
-    if isinstance(options.spec, Margin):
-        steps.append(AttachMargin(options.spec.classes, others=others))
-        if options.tracks:
-            steps.append(AttachTracks(loss=isinstance(options.spec, CrossEntropy)))
-    elif isinstance(options.spec, LinearSpec):
-        offset = options.spec.offset
-        steps.append(
-            AttachLinear(
-                tuple(options.spec.matrix.shape), None if offset is None else tuple(offset.shape)
-            )
-        )
-    # Merged weights are rounded, so a sound program keeps the layers apart.
-    merges: list[Pass] = [] if options.sound else [FoldBatchNorm(), FoldAffine()]
-    executed = options.target == "executed"
-    # The network computes its logits one by one, before anything subtracts them.
-    steps += [*merges, *([] if executed else [FoldSpec()]), DeadCode()]
-    if options.method == "ibp":
-        steps.append(RelaxIBP(bounded, sound=options.sound, executed=executed, norms=options.norms))
-    elif "crown" in options.method:
-        steps.append(
-            RelaxBackward(
-                bounded,
-                intermediate=options.method != "crown-ibp",
-                learn=options.method == "alpha-crown",
-                lower_only=options.lower_only,
-                sound=options.sound,
-                norms=options.norms,
-                linear=options.linear,
-                forward=(1,) if options.tracks else (),
-            )
-        )
-    else:
-        steps.append(
-            RelaxSymbolic(
-                bounded,
-                mix=options.method == "mix",
-                keep=options.keep_symbolic,
-                norms=options.norms,
-            )
-        )
-    if options.tune_for == "cuda" and not options.sound:
-        steps.append(PairProducts())
-        if options.lower_only:
-            steps.append(MarginProduct())
-    return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
 
 
 def compile_capture(

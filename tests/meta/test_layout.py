@@ -24,7 +24,7 @@ FOLDERS = {
 BASE = {"errors", "source"}
 IR = BASE | {"ir"}
 CORE = IR | {"domains", "relaxations", "ops"}
-LOWER = CORE | {"runtime", "passes", "frontends", "compiler", "fingerprint"}
+LOWER = CORE | {"runtime", "passes", "frontends", "compiler", "fingerprint", "options", "pipeline"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"source"},
     "source": set(),
@@ -36,6 +36,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": CORE,
     "passes": CORE,
     "frontends": CORE,
+    "options": BASE | {"domains"},
+    "pipeline": CORE | {"passes", "options"},
     "compiler": LOWER,
     "linearize": LOWER,
     "data": BASE | {"domains"},

@@ -1,0 +1,99 @@
+"""The options of a compilation, and which of them go together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
+from boundgraph.errors import ConfigError
+
+METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
+# alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
+TRAINING_METHODS = METHODS[:-1]
+SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+TARGETS = ("real", "executed")
+
+
+@dataclass(frozen=True)
+class CompileOptions:
+    """How to compile.
+
+    Args:
+        method: `"ibp"`, `"symbolic"` or `"mix"`.
+        spec: bound rows of this specification instead of the outputs.
+        frontend: `"auto"`, `"torch_fx"` or `"torch_export"`.
+        training: allow BatchNorm in training mode (statistics from a clean batch).
+        dynamic_batch: dimension 0 of the inputs may vary; None finds out.
+        keep_symbolic: outputs stay symbolic (internal; for the interval attack).
+        lower_only: backward methods bound the outputs below only (half the rows).
+        rounding: `"nearest"`, or `"sound"` for bounds that hold in real arithmetic.
+        norms: names of captured inputs that are p-balls, and p.
+        linear: the outputs of a backward program are its bounds and then its linear forms.
+        tracks: under a margin, its interval bounds are a second output (for training).
+        target: what a sound bound contains: the `"real"` network, or also the `"executed"` one.
+        max_memory: bytes that a call may take for its bounds; None for a default.
+        keep_clean: where statistics come from a clean batch, its logits and statistics are
+            outputs, too (internal; a training loss needs no second clean pass then).
+        tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
+    """
+
+    method: str = "ibp"
+    spec: Spec | None = None
+    frontend: str = "auto"
+    training: bool = False
+    dynamic_batch: bool | None = None
+    keep_symbolic: bool = False
+    lower_only: bool = False
+    rounding: str = "nearest"
+    target: str = "real"
+    max_memory: int | None = None
+    norms: tuple[tuple[str, float], ...] = ()
+    linear: bool = False
+    keep_clean: bool = False
+    tune_for: str = "cpu"
+    tracks: bool = False
+
+    @property
+    def sound(self) -> bool:
+        return self.rounding == "sound"
+
+    def __post_init__(self) -> None:
+        self._check_rounding()
+        if self.method not in METHODS:
+            raise ConfigError(f"unknown method {self.method!r}; choose one of {', '.join(METHODS)}")
+        if self.spec is not None and not isinstance(self.spec, Margin | LinearSpec):
+            raise ConfigError(f"spec must be Margin or LinearSpec, got {type(self.spec).__name__}")
+        if self.max_memory is not None and self.max_memory <= 0:
+            raise ConfigError(
+                f"max_memory must be a positive number of bytes, got {self.max_memory}"
+            )
+        if self.tracks and not isinstance(self.spec, Margin):
+            raise ConfigError("tracks=True needs spec=Margin(classes)")
+        if isinstance(self.spec, CrossEntropy) and (self.sound or not self.tracks):
+            raise ConfigError("CrossEntropy is a training loss: it needs tracks=True and no sound")
+        if self.tracks and self.method not in ("crown-ibp", "crown"):
+            raise ConfigError(f"method {self.method!r} has no backward and interval track")
+
+    def _check_rounding(self) -> None:
+        if self.rounding not in ("nearest", "sound"):
+            raise ConfigError(f"rounding must be 'nearest' or 'sound', got {self.rounding!r}")
+        if self.target not in TARGETS:
+            raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
+        if self.target != "real" and not self.sound:
+            raise ConfigError(f"target={self.target!r} needs rounding='sound'")
+        if self.sound and self.norms:
+            raise ConfigError("rounding='sound' takes boxes and L-infinity balls, not p-balls")
+        if self.target != "real" and self.method != "ibp":
+            raise ConfigError(
+                f"target={self.target!r} needs method='ibp': linear bounds relate real numbers, "
+                "which computed ones do not follow exactly"
+            )
+        if self.sound and self.training:
+            raise ConfigError(
+                "rounding='sound' certifies; statistics of a training batch have no sound rule"
+            )
+        if self.sound and self.method not in SOUND_METHODS:
+            raise ConfigError(
+                f"method {self.method!r} has no rounding-sound form; choose one of "
+                f"{', '.join(SOUND_METHODS)}"
+            )
