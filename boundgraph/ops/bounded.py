@@ -184,10 +184,11 @@ def _linear_margin_lower(
     """
     rows = weight.unsqueeze(1) - weight.unsqueeze(0)
     signed = torch.cat((rows, -rows.abs()), 2).flatten(0, 1)
-    offsets = (bias.unsqueeze(1) - bias).flatten()
-    pairs = F.linear(torch.cat((x.center, x.radius), 1), signed, offsets)
-    own = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).unsqueeze(2)
-    lower = torch.where(own, pairs.unflatten(1, (classes, classes)), 0.0).sum(1)
+    pairs = F.linear(torch.cat((x.center, x.radius), 1), signed)
+    own = labels.unsqueeze(1) == torch.arange(classes, device=labels.device)
+    lower = torch.where(own.unsqueeze(2), pairs.unflatten(1, (classes, classes)), 0.0).sum(1)
+    # Apart from the product: as its offset it would need C² sums over the batch in the gradient.
+    lower = lower + (torch.where(own, bias, 0.0).sum(1, keepdim=True) - bias)
     return Interval(lower, torch.full_like(lower, torch.inf))
 
 

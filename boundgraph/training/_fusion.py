@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
@@ -27,7 +26,7 @@ def fused_losses(negative: Tensor, margins: Tensor) -> tuple[Tensor, Tensor]:
         negative: `[batch]` lower bounds of the negative loss.
         margins: `[batch, classes]` interval lower bounds of the margins.
     """
-    total = torch.logsumexp(-margins, dim=1)
+    total = margin_losses(margins)
     share = (1.0 - negative - total).clamp(torch.finfo(total.dtype).eps, 1.0)
     return total + share.log(), total
 
@@ -48,7 +47,7 @@ def fused_bound(outputs: tuple[Interval, ...], beta: Tensor | None) -> tuple[Ten
 
 
 def margin_bound(
-    outputs: Interval | tuple[Interval, ...], labels: Tensor, beta: Tensor | None
+    outputs: Interval | tuple[Interval, ...], beta: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """The same from margins: cross-entropy at the lower bounds, which `beta` mixes row by row.
 
@@ -60,7 +59,26 @@ def margin_bound(
         backward, interval = (part.lower for part in outputs)
         assert beta is not None
         margins = beta * backward + (1.0 - beta) * interval
-    return F.cross_entropy(-margins, labels), _proved(margins).to(margins.dtype).mean()
+    return margin_losses(margins).mean(), _proved(margins).to(margins.dtype).mean()
+
+
+def margin_losses(margins: Tensor) -> Tensor:
+    """`[batch]` cross-entropies at worst-case logits, from margins with a 0 at the label.
+
+    The worst-case logits are the negated margins, and the one of the label is 0, so the loss
+    is `log Σ exp(−m_j)` and no label is read: its gradient is one pass without a reduction.
+    """
+    return torch.logsumexp(-margins, dim=1)
+
+
+def clean_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """`[batch]` cross-entropies, `log Σ exp(z_j) − z_y`.
+
+    Written out because torch's own has a reduction and a gather in its gradient; here one
+    pass gives it, and on a GPU both losses of a mixture share their launches.
+    """
+    own = labels.unsqueeze(1) == torch.arange(logits.shape[1], device=logits.device)
+    return torch.logsumexp(logits, dim=1) - torch.where(own, logits, 0.0).sum(1)
 
 
 def _proved(margins: Tensor) -> Tensor:

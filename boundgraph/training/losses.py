@@ -26,7 +26,7 @@ from boundgraph.domains.regions import linf_interval
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import move_statistics
-from boundgraph.training._fusion import fused_bound, margin_bound
+from boundgraph.training._fusion import clean_losses, fused_bound, margin_bound
 from boundgraph.training._programs import ProgramCache, inner_module
 from boundgraph.training.controllers import ConstantController, Controller, make_controller
 
@@ -354,12 +354,12 @@ class MixedLoss(TrainingLoss):
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])
         logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y)
-        clean_loss = F.cross_entropy(logits, y)
+        clean_loss = clean_losses(logits, y).mean()
         if self.fused:
             assert isinstance(outputs, tuple)
             bound_loss, certified = fused_bound(outputs, self.beta)
         else:
-            bound_loss, certified = margin_bound(outputs, chosen_y, self.beta)
+            bound_loss, certified = margin_bound(outputs, self.beta)
         loss = (1.0 - self.alpha) * clean_loss + self.alpha * bound_loss
         return LossParts(
             loss,
