@@ -70,17 +70,19 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the table; `subset` 0 bounds all samples."""
+    """A row of the table; `subset` 0 bounds all samples, `fused` the cross-entropy itself."""
 
     network: str
     step: str
     subset: int = 0
+    fused: bool = False
 
     def __str__(self) -> str:
         if self.step == "plain":
             return f"{self.network}, plain"
         which = f"k = {self.subset}" if self.subset else "all samples"
-        return f"{self.network}, {self.step}, {which}"
+        step = f"{self.step}, 1 row" if self.fused else self.step
+        return f"{self.network}, {step}, {which}"
 
 
 ROWS = (
@@ -88,6 +90,7 @@ ROWS = (
     Target("small", "ibp"),
     Target("small", "ibp", 16),
     Target("small", "crown-ibp"),
+    Target("small", "crown-ibp", fused=True),
     Target("small", "crown-ibp", 16),
     Target("resnet", "plain"),
     Target("resnet", "ibp", 16),
@@ -104,7 +107,8 @@ def examine(row: Target, batch: int, side_by_side: bool) -> GpuReport:
     x, y = torch.rand(batch, *shape), torch.randint(0, 10, (batch,))
     loss_fn = TrainingLoss(model)
     if row.step != "plain":
-        loss_fn = MixedLoss(model, 0.1, method=row.step, subset=row.subset or None, seed=0)
+        subset = row.subset or None
+        loss_fn = MixedLoss(model, 0.1, method=row.step, subset=subset, fused=row.fused, seed=0)
     return report_loss(loss_fn, x, y, options=SIDE_BY_SIDE if side_by_side else {})
 
 
@@ -139,6 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--network", choices=sorted(NETWORKS))
     parser.add_argument("--step", default="ibp", help="plain, or a bound method")
     parser.add_argument("--subset", type=int, default=0, help="k; 0 bounds all samples")
+    parser.add_argument("--fused", action="store_true", help="one row for the cross-entropy")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--apart", action="store_true", help="without combo kernels")
     parser.add_argument("--kernels", action="store_true", help="list every kernel")
@@ -154,7 +159,7 @@ def main() -> None:
     if args.network:
         rows = (
             Target(args.network, "plain"),
-            Target(args.network, args.step, args.subset),
+            Target(args.network, args.step, args.subset, args.fused),
         )
     print(f"batch {args.batch}, float32, torch {torch.__version__}. {DISCLAIMER}\n")
     print("| " + " | ".join(HEAD) + " |\n|---|" + "---:|" * (len(HEAD) - 1))

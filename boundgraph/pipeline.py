@@ -6,6 +6,7 @@ from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin
 from boundgraph.ir.program import Program
 from boundgraph.options import CompileOptions
 from boundgraph.passes import (
+    AbsorbBias,
     AttachLinear,
     AttachMargin,
     AttachTracks,
@@ -37,7 +38,7 @@ def pipeline(
         steps.append(SplitBatch())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
-        steps.append(CleanStatistics(keep=options.keep_clean))
+        steps += [CleanStatistics(keep=options.keep_clean), AbsorbBias()]
     normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
     others = options.training and options.keep_clean and normalizes
     if isinstance(options.spec, Margin):

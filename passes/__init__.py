@@ -1,5 +1,6 @@
 """Program transformations, one per class; a method is a tuple of them, in order."""
 
+from boundgraph.passes.absorb_bias import AbsorbBias as AbsorbBias
 from boundgraph.passes.attach_spec import AttachLinear as AttachLinear
 from boundgraph.passes.attach_spec import AttachMargin as AttachMargin
 from boundgraph.passes.attach_spec import AttachTracks as AttachTracks

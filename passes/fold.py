@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,8 +102,16 @@ class FoldAffine(Pass):
 class FoldBatchNorm(Pass):
     """Batch normalisation after a convolution or linear layer scales that layer's rows.
 
-    Both are affine and the second is diagonal, so |D||W| = |DW|: the bounds are the same.
+    Both are affine and the second is diagonal, so |D||W| = |DW|: the bounds are the same. With
+    statistics of a batch what cannot be merged becomes a product and a sum, which carry
+    gradients to the statistics.
+
+    Args:
+        widest: inputs of a linear layer up to which statistics of a batch are merged: scaling
+            a wider matrix, anew in each step, moves more memory than scaling its outputs.
     """
+
+    widest: int = 1024
 
     name: ClassVar[str] = "fold-batchnorm"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -112,26 +121,56 @@ class FoldBatchNorm(Pass):
         return rewrite_program(program, (RewriteRule("batch_norm", self._fold),))
 
     def _fold(self, node: Node, ctx: RewriteContext) -> Value | None:
-        x, mean, var, *scale = node.inputs
+        x, mean, _, *scale = node.inputs
         layer = ctx.producer(x)
-        foldable = ("conv1d", "conv2d", "conv3d", "linear")
-        if layer is None or layer.op not in foldable or ctx.users(x) != 1:
-            return None
-        if layer.op == "linear" and len(x.type.shape) != 2:
-            return None
+        if layer is None or ctx.users(x) != 1 or not self._merges(layer, mean):
+            return None if mean.param else self._apart(node, ctx)
         kernel = layer.inputs[1]
-        factor = ctx.add(
-            "batch_norm_scale", (var, *scale[:1]), var.type, dict(node.attrs), name="scale"
-        )
+        factor = _channel_factor(node, ctx)
         weight = ctx.add("scale_rows", (kernel, factor), kernel.type, name="weight")
         shift = mean
         if len(layer.inputs) == 3:
             shift = ctx.add("sub", (mean, layer.inputs[2]), mean.type, name="shift")
-        offset = ctx.add("mul", (shift, factor), mean.type, name="offset")
-        if len(scale) == 2:
-            bias = ctx.add("sub", (scale[1], offset), mean.type, name="bias")
-        else:
-            bias = ctx.add("neg", (offset,), mean.type, name="bias")
+        bias = _channel_offset(shift, factor, scale, ctx)
         return ctx.add(
             layer.op, (layer.inputs[0], weight, bias), node.result.type, dict(layer.attrs)
         )
+
+    def _merges(self, layer: Node, mean: Value) -> bool:
+        if layer.op in ("conv1d", "conv2d", "conv3d"):
+            return True
+        if layer.op != "linear" or len(layer.result.type.shape) != 2:
+            return False
+        columns = layer.inputs[1].type.shape[1]
+        return mean.param or (isinstance(columns, int) and columns <= self.widest)
+
+    def _apart(self, node: Node, ctx: RewriteContext) -> Value:
+        """One product and one sum for each element: torch's own has no gradient for statistics."""
+        x, mean, _, *scale = node.inputs
+        factor = _channel_factor(node, ctx)
+        offset = _channel_offset(mean, factor, scale, ctx)
+        shape = (*mean.type.shape, *(1,) * (len(x.type.shape) - 2))
+        if len(shape) > 1:
+            wide = TensorType(mean.type.dtype, shape)
+            factor, offset = (
+                ctx.add("reshape", (value,), wide, {"shape": shape}, name=f"{value.name}_wide")
+                for value in (factor, offset)
+            )
+        scaled = ctx.add("mul", (x, factor), node.result.type, name="scaled")
+        return ctx.add("add", (scaled, offset), node.result.type)
+
+
+def _channel_factor(node: Node, ctx: RewriteContext) -> Value:
+    _, _, var, *scale = node.inputs
+    operands = (var, *scale[:1])
+    return ctx.add("batch_norm_scale", operands, var.type, dict(node.attrs), name="scale")
+
+
+def _channel_offset(
+    shift: Value, factor: Value, scale: Sequence[Value], ctx: RewriteContext
+) -> Value:
+    """bias − shift·factor of each channel."""
+    offset = ctx.add("mul", (shift, factor), shift.type, name="offset")
+    if len(scale) == 2:
+        return ctx.add("sub", (scale[1], offset), shift.type, name="bias")
+    return ctx.add("neg", (offset,), shift.type, name="bias")
