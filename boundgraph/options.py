@@ -88,6 +88,11 @@ class CompileOptions:
                 f"target={self.target!r} needs method='ibp': linear bounds relate real numbers, "
                 "which computed ones do not follow exactly"
             )
+        if self.sound and self.linear:
+            raise ConfigError(
+                "rounding='sound' gives bounds, not linear ones: a form that rounding is "
+                "charged to is valid around centres that it does not show"
+            )
         if self.sound and self.training:
             raise ConfigError(
                 "rounding='sound' certifies; statistics of a training batch have no sound rule"

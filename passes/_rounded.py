@@ -9,7 +9,7 @@ from boundgraph.errors import Diagnostic
 from boundgraph.ir.program import Attrs, Node, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType
 from boundgraph.ops import Kind, OpSpec
-from boundgraph.ops._sound import SOUND, TERMS, exact, why_not
+from boundgraph.ops._sound import SOUND, exact, why_not
 from boundgraph.ops._sound_terms import attributes
 from boundgraph.ops.bounded import INTERVAL
 
@@ -76,9 +76,8 @@ def sound_interval(
         reason = f"{half[0]} is {half[0].type.dtype}"
     if reason is not None:
         return INTERVAL + node.op, node.attrs, unsound(node, reason)
-    attrs: dict[str, Any] = dict(node.attrs) | attributes(spec, operands, node)
-    if executed and spec.centred:
-        attrs[TERMS] = 2 * attrs[TERMS] + 4
+    attrs: dict[str, Any] = dict(node.attrs)
+    attrs |= attributes(spec, operands, node, executed=executed)
     return INTERVAL + SOUND + node.op, Attrs(attrs), None
 
 

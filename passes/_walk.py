@@ -40,6 +40,8 @@ class Walk:
         rows = math.prod(entry for entry in sizes if isinstance(entry, int))
         if run.options.sound:
             attrs["precision"] = precision_of(type_.dtype)
+            # Rows start at the centre of what they bound.
+            like = run.interval[key]
         seed = run.builder.add(
             f"{run.prefix}seed",
             (like,),
@@ -84,13 +86,22 @@ class Walk:
         if node.op in ("cat", "stack"):
             attrs["plain"] = tuple(i for i in range(len(node.inputs)) if i not in bounded)
         if run.options.sound:
-            attrs |= backward_attributes(spec, node.inputs, bounded, node, run.batch[key])
             if not relaxed:
                 context += [run.interval[str(node.inputs[i])] for i in bounded]
+            context.append(run.interval[key])
+            attrs["shared"] = self._is_shared(form, key)
         for position, i in enumerate(bounded):
             operand = node.inputs[i]
             if run.options.sound:
-                attrs["operand_dims"] = run.sample_dims(str(operand))
+                attrs |= backward_attributes(
+                    spec,
+                    node.inputs,
+                    bounded,
+                    node,
+                    run.batch[key],
+                    direct=run.direct(node),
+                    operand_dims=run.sample_dims(str(operand)),
+                )
             shape = self._shape(str(operand), shared=shared)
             new = run.builder.add(
                 run.prefix + node.op,
@@ -126,6 +137,7 @@ class Walk:
             attrs = {
                 "dims": run.sample_dims(key),
                 "elements": run.elements(key),
+                "shared": all(self._is_shared(part, key) for part in parts),
                 "precision": precision_of(value.type.dtype),
             }
         merged = run.builder.add(

@@ -101,6 +101,7 @@ class Run:
     problems: list[Diagnostic] = field(default_factory=list)
     nodes: dict[str, Node] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
+    read: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def add_input(self, value: Value) -> None:
         key, type_ = str(value), value.type
@@ -151,6 +152,7 @@ class Run:
             name=f"{node.result.name}_interval",
             span=node.span,
         )
+        self.read[str(self.interval[key])] = tuple(map(str, operands))
 
     def output(self, position: int) -> list[Value]:
         value = self.program.outputs[position]
@@ -273,6 +275,7 @@ class Run:
             extra["norms"] = tuple(ball.norm if ball else 0.0 for ball in balls)
         if self.options.sound:
             extra["elements"] = tuple(self.elements(box) for _, box in ends)
+            extra["shared"] = tuple(self.shares(form, box) for form, box in ends)
             extra["precision"] = precision_of(value.type.dtype)
         operands: list[Value] = []
         for (form, box), ball in zip(ends, balls, strict=True):
@@ -301,6 +304,17 @@ class Run:
         if spec.backward is None:
             return False
         return not self.options.sound or walks(spec, self.relaxes(node, spec), node.attrs)
+
+    def direct(self, node: Node) -> bool:
+        """Whether the result's interval was computed from the operands' as they are now."""
+        now = tuple(str(self.interval_or_plain(value)) for value in node.inputs)
+        return self.read.get(str(self.interval[str(node.result)])) == now
+
+    def shares(self, form: Value, key: str) -> bool:
+        """Whether the coefficients of a form on a value are those of all samples."""
+        batch, shape = self.batch[key], self.value(key).type.shape
+        dynamic = any(isinstance(entry, Dim) for entry in form.type.shape)
+        return batch is not None and isinstance(shape[batch], Dim) and not dynamic
 
     def elements(self, key: str) -> int:
         """Number of elements of a sample of a value."""

@@ -32,7 +32,7 @@ from boundgraph.ir.types import (
 from boundgraph.ops import _spec, bounded
 from boundgraph.ops._ball import BALL, BALL_ATTRS
 from boundgraph.ops._dtypes import from_torch, to_torch
-from boundgraph.ops._sound import PRECISION, SOUND, TERMS
+from boundgraph.ops._sound import SOUND, SOUND_ATTRS
 from boundgraph.ops.bounded import BACKWARD, INTERVAL, SYMBOLIC
 
 # Two sizes give the line; the third, far off, finds what is not one (`b*b`, `min(b, 100)`).
@@ -112,7 +112,7 @@ def infer_node(node: Node) -> TensorType | None:
     operands, attrs, name = node.inputs, node.attrs, node.op.removeprefix(prefix)
     if prefix == INTERVAL and name.startswith(SOUND):
         name = name.removeprefix(SOUND)
-        attrs = Attrs((k, v) for k, v in attrs.items() if k not in (TERMS, PRECISION))
+        attrs = Attrs((k, v) for k, v in attrs.items() if k not in SOUND_ATTRS)
     if prefix == INTERVAL and name.startswith(BALL):
         # The ball's centre and radius stand between the box and the other operands.
         name, operands = name.removeprefix(BALL), (operands[0], *operands[3:])

@@ -42,6 +42,7 @@ def affine(
     constant: Rule | None = None,
     row_norm: Rule | None = None,
     unit_rows: Rule | None = None,
+    blocks: Rule | None = None,
     summary: str = "",
 ) -> OpSpec:
     """An op affine in operand 0, with constant (unbounded) further operands.
@@ -63,7 +64,7 @@ def affine(
         constant: `(coeff, *rest, dims, **attrs)`: coefficients times the offset, summed
             over a sample; absent where the op has no offset.
         row_norm: see `OpSpec`.
-        unit_rows: see `OpSpec`.
+        unit_rows, blocks: see `OpSpec`.
     """
     linear_part: Rule = linear or concrete
     absolute: Rule = magnitude or linear_part
@@ -98,6 +99,7 @@ def affine(
             linear=linear is None,
             backward=transpose_rule(adjoint, constant) if adjoint else None,
             unit_rows=unit_rows,
+            blocks=blocks,
             sample=sample,
             row_norm=row_norm,
             summary=summary,

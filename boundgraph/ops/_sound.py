@@ -36,6 +36,11 @@ from boundgraph.ops._spec import Kind, OpSpec, Rule
 
 SOUND = "sound."
 TERMS, PRECISION = "terms", "precision"
+PARTS, FULL = "parts", "full"
+# Attributes of a sound node beside those of its op.
+SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL)
+# What `backward.sound.OP` is told of an affine step.
+STEP = ("bounded", "moves", "direct", TERMS, "own", PARTS, FULL, "operand_dims")
 # Roundings of an interval rule beside those of the op: two products and a sum.
 OWN = 4
 
@@ -110,19 +115,21 @@ def _centred(
     """Centre through L; radius, and the error of both, in one product through |L|.
 
     With G = γ(terms + 2): the centre errs by G·(|L||c| + |b|) and the product of the radius
-    shrinks by a factor 1 − G at worst, so |L| acts on `(r + G|c|)/((1 − u)(1 − G))`, rounded
-    up. Underflow costs η per product and per sum, and η·|L| for what is flushed before it.
+    shrinks by a factor 1 − H at worst, with H = γ(full + 2), so |L| acts on
+    `(r + G|c|)/((1 − u)(1 − H))`, rounded up. G < H where the centre is summed in blocks.
+    Underflow costs η per product and per sum, and η·|L| for what is flushed before it.
     """
     assert spec.magnitude is not None
     x, *rest = operands
+    parts, full, attrs = of_sums(terms, attrs)
     steps = p.steps(terms + 2)
-    gain = 1.0 + 2.0 * (steps + 8) * p.unit
+    gain = 1.0 + 2.0 * (p.steps(full + 2) + 8) * p.unit
     share = math.ceil(steps * gain + 1) * p.unit
-    center = spec.concrete(x.center, *rest, **attrs)
+    center = at_center(spec, x.center, rest, parts, attrs)
     spread = x.radius * gain + (x.center.abs() * share + 16.0 * p.tiny)
     radius = spec.magnitude(spread, *rest, **attrs)
-    radius = radius + 16.0 * (terms + 2) * p.tiny
-    offset = _offset(spec, x.center, rest, attrs)
+    radius = radius + 16.0 * (terms + full + 2) * p.tiny
+    offset = offset_of(spec, x.center, rest, attrs)
     if offset is not None:
         radius = radius + offset * share
     if spec.rounding.scales:
@@ -130,7 +137,23 @@ def _centred(
     return Outward.ball(center, radius, p)
 
 
-def _offset(spec: OpSpec, like: Tensor, rest: Sequence[Tensor], attrs: Mapping[str, Any]) -> Any:
+def of_sums(terms: int, attrs: Mapping[str, Any]) -> tuple[int, int, dict[str, Any]]:
+    """Blocks that the centre is summed in, roundings of the sums taken whole, other attributes."""
+    rest = dict(attrs)
+    return rest.pop(PARTS, 1), rest.pop(FULL, terms), rest
+
+
+def at_center(
+    spec: OpSpec, center: Tensor, rest: Sequence[Any], parts: int, attrs: Mapping[str, Any]
+) -> Tensor:
+    """The op at a centre, its sums taken in so many blocks."""
+    if parts > 1:
+        assert spec.blocks is not None
+        return spec.blocks(center, *rest, parts=parts, **attrs)  # type: ignore[no-any-return]
+    return spec.concrete(center, *rest, **attrs)  # type: ignore[no-any-return]
+
+
+def offset_of(spec: OpSpec, like: Tensor, rest: Sequence[Tensor], attrs: Mapping[str, Any]) -> Any:
     """Size of what an affine op adds: declared, or found by running the op at zero."""
     if spec.rounding.offset is not None:
         return spec.rounding.offset(like, *rest, **attrs)
@@ -165,7 +188,7 @@ def _declared(
         sizes = [v.magnitude() if isinstance(v, Outward) else v.abs() for v in operands]
         size = size + spec.magnitude(*sizes, **attrs)
         if spec.boundable == (0,) and spec.kind is Kind.AFFINE:
-            offset = _offset(spec, sizes[0], sizes[1:], attrs)
+            offset = offset_of(spec, sizes[0], sizes[1:], attrs)
             size = size if offset is None else size + offset
     error = size * (2.0 * p.gamma(terms + OWN)) + 16.0 * (terms + OWN) * p.tiny
     return widened(found, grown(error, p), p)

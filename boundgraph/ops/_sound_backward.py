@@ -1,8 +1,13 @@
 """Backward rules that account for their rounding, derived like the interval rules.
 
-- An affine op walks by its transpose. With m terms in a coefficient of the transpose, the
-  computed coefficients are off by E with |E·x| <= γ(m)·|A|·(|L|·mag(x)): one forward product
-  |L|·mag(x) for the op, shared by all rows, then one sum per row. Offsets add γ(N)·|A||b|.
+A form is measured from the centres of intervals (`SoundForm`), so a step needs those of operand
+and result.
+
+- An affine op v = Lx + b walks by its transpose: A(v − c') = AL(x − c) + A(Lc + b − c'). With m
+  terms in a coefficient of AL, what is computed is off by E with |E||x − c| <= γ(m)|A||L|r. The
+  residual Lc + b − c' is nearly 0 where c' was computed from c, and is bounded; otherwise it is
+  computed and goes into the offset. All of this is one forward product for the op, shared by
+  all rows, then one sum per row.
 - An op that only moves elements, each to at most one place, is exact.
 - An element-wise op walks by lines that hold exactly (`LINES`).
 
@@ -18,16 +23,9 @@ from torch import Tensor
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines, identity_rows
-from boundgraph.domains.rounding import PRECISIONS, Outward, Precision
-from boundgraph.domains.sound_form import (
-    SoundForm,
-    signed,
-    sum_sound,
-    total_of,
-    underflow,
-    upward_sum,
-)
-from boundgraph.ops._sound import _offset, interval_rule
+from boundgraph.domains.rounding import PRECISIONS, Outward, Precision, grown
+from boundgraph.domains.sound_form import Sample, SoundForm, signed, sum_sound, total_of
+from boundgraph.ops._sound import STEP, at_center, interval_rule, offset_of
 from boundgraph.ops._spec import Kind, OpSpec, Rule
 from boundgraph.relaxations.outward import (
     leaky_relu_outward,
@@ -75,23 +73,23 @@ def _through_lines(spec: OpSpec) -> Rule:
     def rule(
         form: SoundForm,
         pre: Interval,
-        *slope: Tensor,
+        *rest: Any,
         operand: int,
         carry: bool,
         shapes: Any,
         target: Any,
         sample_dims: tuple[int, ...],
-        bounded: tuple[int, ...],
-        moves: bool,
-        terms: int,
         elements: int,
-        operand_dims: tuple[int, ...],
+        shared: bool,
         precision: str,
         **attrs: Any,
     ) -> SoundForm:
-        box = Outward.of(pre, PRECISIONS[precision])
+        _, attrs = _split(attrs)
+        *slope, own = rest
+        p = PRECISIONS[precision]
+        box, result = Outward.of(pre, p), Outward.of(own, p)
         lines = LINES[spec.name](spec, box, precision, *slope, **attrs)
-        return form.through_outward(lines, box, sample_dims, elements)
+        return form.through_outward(lines, box, result, Sample(sample_dims, elements, shared))
 
     return rule
 
@@ -105,71 +103,153 @@ def _through_transpose(spec: OpSpec) -> Rule:
         shapes: Any,
         target: Any,
         sample_dims: tuple[int, ...],
-        bounded: tuple[int, ...],
-        moves: bool,
-        terms: int,
         elements: int,
-        operand_dims: tuple[int, ...],
+        shared: bool,
         precision: str,
         **attrs: Any,
     ) -> SoundForm:
         assert spec.backward is not None
-        p = PRECISIONS[precision]
-        count = len(context) - len(bounded)
-        plain, boxes = context[:count], [Outward.of(box, p) for box in context[count:]]
+        step, attrs = _split(attrs)
+        # Joins are told which of their operands are plain.
+        own = {name: value for name, value in attrs.items() if name != "plain"}
+        at = _Step(spec, operand, PRECISIONS[precision], context, own, **step)
         geometry = {"shapes": shapes, "target": target, "sample_dims": sample_dims}
-        new: LinearForm = spec.backward(
-            form, *plain, operand=operand, carry=carry, **geometry, **attrs
-        )
-        kept = form if carry else SoundForm(form.coeff, None, None, p)
-        if moves:
-            return SoundForm(new.coeff, new.offset, kept.error, p)
-        sizes = _in_order(plain, boxes, bounded)
-        weight = _weight(spec, sizes, attrs, terms, elements, p)
-        lost = upward_sum(form.coeff.abs() * weight, sample_dims, elements, p)
-        reach = boxes[bounded.index(operand)].magnitude()
-        return kept.charged(new, lost, underflow(reach, operand_dims, terms, elements, p))
+        coeff = spec.backward(
+            form, *at.plain, operand=operand, carry=False, **geometry, **attrs
+        ).coeff
+        kept = form if carry else SoundForm(form.coeff, None, None, at.p)
+        if at.moves and (at.direct or not carry):
+            return SoundForm(coeff, kept.offset, kept.error, at.p)
+        shape = Sample(sample_dims, elements, shared)
+        weight, offset = at.weight(carry), kept.offset
+        if carry and not at.direct:
+            middle = at.residual()
+            weight = weight + middle.abs() * at.p.gamma(elements + 8)
+            offset = form.shifted(shape.product(form.coeff, middle))
+        lost = shape.above(form.coeff.abs(), grown(weight, at.p), at.p)
+        count = Sample(at.operand_dims, elements)
+        rest = count.underflow(at.boxes[at.position].radius, at.terms, at.p)
+        return kept.charged(LinearForm(coeff, offset), lost, rest)
 
     return rule
 
 
-def _in_order(
-    plain: Sequence[Tensor], boxes: Sequence[Outward], bounded: tuple[int, ...]
-) -> list[Tensor]:
-    """Absolute values of all operands."""
-    rest, own = iter(plain), dict(zip(bounded, boxes, strict=True))
-    return [own[i].magnitude() if i in own else next(rest) for i in range(len(plain) + len(boxes))]
-
-
-def _weight(
-    spec: OpSpec, sizes: list[Tensor], attrs: Any, terms: int, elements: int, p: Precision
-) -> Tensor:
-    """What a coefficient of 1 on each element of the result may cost."""
-    assert spec.magnitude is not None
-    if spec.boundable == (0,):
-        first, *rest = sizes
-        others = rest if spec.centred else [other.abs() for other in rest]
-        weight = spec.magnitude(first, *others, **attrs) * p.gamma(terms)
-        offset = _offset(spec, first, rest, attrs)
-        if offset is not None:
-            weight = weight + offset * p.gamma(elements + 16)
-        if spec.rounding.scales:
-            weight = weight + first * (16.0 * p.tiny)
-        return weight  # type: ignore[no-any-return]
-    return spec.magnitude(*(s.abs() for s in sizes), **attrs) * p.gamma(terms)  # type: ignore[no-any-return]
-
-
-def _seed(
-    like: Interval, *, shape: tuple[int, ...], batch_dim: int | None, precision: str
-) -> SoundForm:
-    return SoundForm(
-        identity_rows(like.any_part, shape, batch_dim), None, None, PRECISIONS[precision]
+def _split(attrs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What is told of the step, and the op's own attributes."""
+    return (
+        {name: attrs[name] for name in STEP},
+        {name: value for name, value in attrs.items() if name not in STEP},
     )
 
 
-def _merge(*parts: Any, dims: tuple[int, ...], elements: int, precision: str) -> SoundForm:
+class _Step:
+    """One step through an affine op: its operands, and what rounding may cost for each
+    element of the result.
+
+    Args:
+        context: plain operands, intervals of the bounded ones, interval of the result.
+        bounded: positions of the bounded operands.
+        moves: the op takes each element to at most one place.
+        direct: the result's centre was computed from those of the operands.
+        terms: roundings in a coefficient of the transpose.
+        own: roundings of the op itself, as its centre is computed.
+        parts: blocks that its sums are taken in.
+        full: roundings of its sums taken whole.
+        operand_dims: of the operand's samples.
+    """
+
+    def __init__(
+        self,
+        spec: OpSpec,
+        operand: int,
+        p: Precision,
+        context: Sequence[Any],
+        attrs: Any,
+        bounded: tuple[int, ...],
+        moves: bool,
+        direct: bool,
+        terms: int,
+        own: int,
+        parts: int,
+        full: int,
+        operand_dims: tuple[int, ...],
+    ) -> None:
+        count = len(context) - len(bounded) - 1
+        self.spec, self.p, self.attrs, self.bounded = spec, p, attrs, bounded
+        self.moves, self.direct, self.terms = moves, direct, terms
+        self.own, self.parts, self.full, self.operand_dims = own, parts, full, operand_dims
+        self.position = bounded.index(operand)
+        self.plain = list(context[:count])
+        self.boxes = [Outward.of(box, p) for box in context[count:-1]]
+        self.result = Outward.of(context[-1], p)
+
+    def weight(self, carry: bool) -> Tensor:
+        """What rounding may cost for each element of the result.
+
+        γ(terms)·|L|r of the coefficients of this operand and, where the residual is charged
+        here, γ(own)·(|L||c| + |b|) for that.
+        """
+        p, spec, reach = self.p, self.spec, self.boxes[self.position].radius
+        if self.moves:
+            return self.result.radius * 0.0 + 16.0 * p.tiny
+        spread = p.gamma(self.terms + 4)
+        share = p.gamma(self.own + 4) if carry and spec.kind is not Kind.STRUCTURAL else 0.0
+        # An op that is not centred may add its constants, so that its magnitude does not scale.
+        outer, scale = (1.0, (spread, share)) if spec.centred else (max(spread, share), (1.0, 1.0))
+        sizes = [
+            (reach * scale[0] if i == self.position else 0.0)
+            + (box.center.abs() * scale[1] if share else box.radius * 0.0)
+            for i, box in enumerate(self.boxes)
+        ]
+        # The size is a sum that lost up to γ(full) of itself.
+        weight = self._size(sizes) * (1.0 + 2.0 * p.gamma(self.full + 8)) * outer
+        weight = weight + 16.0 * (self.full + self.terms + 8) * p.tiny
+        if share and spec.boundable == (0,) and spec.kind is Kind.AFFINE:
+            offset = offset_of(spec, self.boxes[0].center, self.plain, self.attrs)
+            weight = weight if offset is None else weight + offset * share
+        if spec.rounding.scales:
+            weight = weight + (reach + self.boxes[0].center.abs()) * (16.0 * p.tiny)
+        return weight
+
+    def residual(self) -> Tensor:
+        """L c + b − c', computed."""
+        centers = self._in_order(self.plain, [box.center for box in self.boxes])
+        found = at_center(self.spec, centers[0], centers[1:], self.parts, self.attrs)
+        return found - self.result.center
+
+    def _size(self, sizes: list[Tensor]) -> Tensor:
+        assert self.spec.magnitude is not None
+        plain = self.plain
+        if not self.spec.centred and self.spec.kind is not Kind.STRUCTURAL:
+            plain = [other.abs() for other in plain]
+        return self.spec.magnitude(*self._in_order(plain, sizes), **self.attrs)  # type: ignore[no-any-return]
+
+    def _in_order(self, plain: Sequence[Tensor], of_bounded: Sequence[Tensor]) -> list[Tensor]:
+        rest, own = iter(plain), dict(zip(self.bounded, of_bounded, strict=True))
+        count = len(plain) + len(of_bounded)
+        return [own[i] if i in own else next(rest) for i in range(count)]
+
+
+def _seed(
+    own: Interval, *, shape: tuple[int, ...], batch_dim: int | None, precision: str
+) -> SoundForm:
+    """One row for each element: its offset is the element's centre."""
+    p = PRECISIONS[precision]
+    center = Outward.of(own, p).center
+    if batch_dim is None:
+        offset = center.reshape(-1)
+    else:
+        rows = center.movedim(batch_dim, 0)
+        offset = rows.flatten(1).transpose(0, 1) if len(shape) > 1 else rows.unsqueeze(0)
+    return SoundForm(identity_rows(center, shape, batch_dim), offset, None, p)
+
+
+def _merge(
+    *parts: Any, dims: tuple[int, ...], elements: int, shared: bool, precision: str
+) -> SoundForm:
     *forms, box = parts
-    return sum_sound(tuple(forms), Outward.of(box, PRECISIONS[precision]), dims, elements)
+    outward = Outward.of(box, PRECISIONS[precision])
+    return sum_sound(tuple(forms), outward, Sample(dims, elements, shared))
 
 
 def _sign(form: SoundForm, *, precision: str) -> SoundForm:
@@ -177,13 +257,18 @@ def _sign(form: SoundForm, *, precision: str) -> SoundForm:
 
 
 def least_rows(
-    ends: Sequence[Any], dims: Sequence[tuple[int, ...]], elements: Sequence[int], precision: str
+    ends: Sequence[Any],
+    dims: Sequence[tuple[int, ...]],
+    elements: Sequence[int],
+    shared: Sequence[bool],
+    precision: str,
 ) -> Tensor:
     """Below the sum of the least values of forms over their intervals."""
     p = PRECISIONS[precision]
+    shapes = [Sample(*of) for of in zip(dims, elements, shared, strict=True)]
     parts = [
-        form.least_over(Outward.of(box, p), over, count)
-        for form, box, over, count in zip(ends[::2], ends[1::2], dims, elements, strict=True)
+        form.least_over(Outward.of(box, p), shape)
+        for form, box, shape in zip(ends[::2], ends[1::2], shapes, strict=True)
     ]
     return total_of(parts, p)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,20 +11,36 @@ import torch
 from boundgraph.ir.program import Node, Value
 from boundgraph.ir.types import Dim, evaluate_shape
 from boundgraph.ops._infer import PROBES, evaluate, meta_tensor
-from boundgraph.ops._sound import PRECISION, TERMS
+from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS
 from boundgraph.ops._spec import Kind, OpSpec, broadcast_batch, keep_batch
 
 
-def attributes(spec: OpSpec, operands: Sequence[Value], node: Node) -> dict[str, Any]:
-    """What the sound rule of a node is told: terms per output element and the precision."""
-    return {
-        TERMS: _terms(spec, operands, node.attrs),
-        PRECISION: _precision([*operands, node.result]),
-    }
+def attributes(
+    spec: OpSpec, operands: Sequence[Value], node: Node, *, executed: bool = False
+) -> dict[str, Any]:
+    """What the sound rule of a node is told: terms per output element and the precision.
+
+    Args:
+        executed: count those of the network itself beside those of the bound, which a centred
+            rule does not do on its own.
+    """
+    full, parts, terms = _sums(spec, operands, node.attrs)
+    if executed and spec.centred:
+        terms, full = terms + full + 4, 2 * full + 4
+    found = {TERMS: terms, PRECISION: _precision([*operands, node.result])}
+    # Written only where sums are taken in blocks.
+    return found | ({PARTS: parts, FULL: full} if parts > 1 else {})
 
 
 def backward_attributes(
-    spec: OpSpec, operands: Sequence[Value], bounded: Sequence[int], node: Node, batch: int | None
+    spec: OpSpec,
+    operands: Sequence[Value],
+    bounded: Sequence[int],
+    node: Node,
+    batch: int | None,
+    *,
+    direct: bool,
+    operand_dims: tuple[int, ...],
 ) -> dict[str, Any]:
     """What the sound backward rule of a node is told.
 
@@ -32,24 +48,38 @@ def backward_attributes(
         spec, operands, node: the op, its operands and the concrete node.
         bounded: positions of the bounded operands.
         batch: where samples are separated in the result.
+        direct: the result's interval was computed from the intervals that the rule gets.
+        operand_dims: dimensions of a coefficient on the operand that belong to its sample.
     """
     shape = node.result.type.shape
     elements = math.prod(e for i, e in enumerate(shape) if i != batch and isinstance(e, int))
-    others = any(v.type.is_float for i, v in enumerate(operands) if i not in bounded)
-    if spec.kind is Kind.STRUCTURAL and not others and _moves(spec, operands, node.attrs):
+    floats = sum(v.type.is_float for v in operands)
+    plain = floats > len(bounded)
+    if spec.kind is Kind.STRUCTURAL and not plain and _moves(spec, operands, node.attrs):
         terms, moves = 0, True
     else:
         terms, moves = _transposed(spec, operands, node, elements), False
-        if others and spec.boundable != (0,):
-            # The constant operands become offset, a sum over the sample.
-            terms = max(terms, elements + 16)
+    full, parts, own = _sums(spec, operands, node.attrs)
+    # Centres move with the elements where there is one operand: its interval is mapped.
+    centred = spec.centred or (spec.kind is Kind.STRUCTURAL and floats == 1)
+    step = (tuple(bounded), moves, direct and centred, terms, own, parts, full, operand_dims)
     return {
-        "bounded": tuple(bounded),
-        "moves": moves,
-        TERMS: terms,
+        **dict(zip(STEP, step, strict=True)),
         "elements": elements,
         PRECISION: _precision([*operands, node.result]),
     }
+
+
+def _sums(
+    spec: OpSpec, operands: Sequence[Value], attrs: Mapping[str, Any]
+) -> tuple[int, int, int]:
+    """Roundings in a sum of the op taken whole, blocks to take it in, and roundings then."""
+    full = _terms(spec, operands, attrs)
+    if spec.blocks is None or spec.rounding.blocks is None:
+        return full, 1, full
+    parts = _counted(spec.rounding.blocks, operands, attrs)
+    # An offset and what else is not a product of the sum stay as they are.
+    return full, parts, full if parts == 1 else -(-full // parts) + parts + 1
 
 
 def _transposed(spec: OpSpec, operands: Sequence[Value], node: Node, elements: int) -> int:
@@ -62,10 +92,14 @@ def _transposed(spec: OpSpec, operands: Sequence[Value], node: Node, elements: i
         return own + 1
     if rounding.transposed is None:
         return own + 2 * elements + 8
-    sizes = dict.fromkeys(_symbols(operands, node.attrs), PROBES[0])
+    return own + _counted(rounding.transposed, operands, node.attrs)
+
+
+def _counted(count: Callable[..., int], operands: Sequence[Value], attrs: Mapping[str, Any]) -> int:
+    """A number that an op declares, which does not depend on a dynamic size."""
+    sizes = dict.fromkeys(_symbols(operands, attrs), PROBES[0])
     parts = [meta_tensor(value.type, sizes) for value in operands]
-    resolved = {key: evaluate(value, sizes) for key, value in node.attrs.items()}
-    return own + rounding.transposed(*parts, **resolved)
+    return count(*parts, **{key: evaluate(value, sizes) for key, value in attrs.items()})
 
 
 def _moves(spec: OpSpec, operands: Sequence[Value], attrs: Mapping[str, Any]) -> bool:

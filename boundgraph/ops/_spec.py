@@ -57,6 +57,8 @@ class Rounding:
             adds nothing.
         scales: the op forms its own factors, which may underflow; operand and result have
             the same shape.
+        blocks: into how many equal blocks the sums are worth taking, as a function of operands
+            and attributes; for `OpSpec.blocks`.
         transposed: number of outputs that one element of the operand reaches at most, as a
             function of operands and attributes; all of a sample where None.
         declared: False where nobody said anything; such an op has no rounding-sound rule.
@@ -66,6 +68,7 @@ class Rounding:
     terms: Callable[..., int] | None = None
     offset: Rule | None = None
     scales: bool = False
+    blocks: Callable[..., int] | None = None
     transposed: Callable[..., int] | None = None
     declared: bool = True
 
@@ -125,6 +128,8 @@ class OpSpec:
         sound: `interval` with its rounding accounted for, for ops whose declared rounding
             does not say enough: operands and result are `Outward`, and it takes
             `terms` (declared terms and ulps) and `precision`.
+        blocks: `concrete` with its sums taken in `parts` equal blocks, whose sums are then added
+            up: with n terms fewer roundings meet in each, n/parts + parts. Also takes `parts`.
         backward: `(form, *operands, operand, carry, shapes, target, dims, **attrs)`: a
             `LinearForm` on the result as one on operand `operand`. Bounded operands are
             left out, or given as their enclosing intervals where `relaxed`. `carry` tells
@@ -159,6 +164,7 @@ class OpSpec:
     centred: bool = False
     linear: bool = False
     sound: Rule | None = None
+    blocks: Rule | None = None
     backward: Rule | None = None
     lines: Rule | None = None
     learnable: bool = False

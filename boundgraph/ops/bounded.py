@@ -141,10 +141,11 @@ def _assemble_sound(
     shape: tuple[int, ...],
     dims: tuple[tuple[int, ...], ...],
     elements: tuple[int, ...],
+    shared: tuple[bool, ...],
     precision: str,
 ) -> Interval:
     """`_assemble`, rounded outward."""
-    total = _sound_backward.least_rows(ends, dims, elements, precision)
+    total = _sound_backward.least_rows(ends, dims, elements, shared, precision)
     found = _elements(total, signed, batch_dim, shape)
     return Outward(found.lower, found.upper, PRECISIONS[precision])
 

@@ -37,6 +37,11 @@ def _terms(transposed: bool) -> Callable[..., int]:
     return count
 
 
+def _channel_blocks(x: Tensor, weight: Tensor, *_: Tensor, **__: Any) -> int:
+    """Two blocks of channels where sums are long: more cost much time (`docs/soundness.md`)."""
+    return 2 if weight.shape[1] % 2 == 0 and weight[0].numel() >= 96 else 1
+
+
 def _sampler(spatial: int, transposed: bool) -> Callable[[random.Random], OpCase]:
     def sample(rng: random.Random) -> OpCase:
         groups = rng.choice((1, 1, 2))
@@ -175,6 +180,15 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         outputs = weight.shape[1] if transposed else weight.shape[0] // groups
         return outputs * math.prod(weight.shape[2:])
 
+    def blocks(
+        x: Tensor, weight: Tensor, *bias: Tensor, parts: int, groups: int, **attrs: Any
+    ) -> Tensor:
+        """Blocks of input channels as groups of one convolution."""
+        split = weight.unflatten(0, (groups, -1)).unflatten(2, (parts, -1)).transpose(1, 2)
+        partial = fn(x, split.flatten(0, 2), groups=groups * parts, **attrs)
+        total = partial.unflatten(1, (groups, parts, -1)).sum(2).flatten(1, 2)
+        return total + bias[0].reshape((-1, *(1,) * spatial)) if bias else total
+
     def constant(
         coeff: Tensor, weight: Tensor, *bias: Tensor, dims: tuple[int, ...], **_: Any
     ) -> Tensor | None:
@@ -194,9 +208,15 @@ def _define(name: str, fn: Callable[..., Tensor], spatial: int, transposed: bool
         adjoint=_adjoint_of_transposed(spatial) if transposed else _adjoint_of_forward(spatial),
         constant=constant,
         unit_rows=None if transposed else _kernel_patches,
+        blocks=None if transposed else blocks,
         linear=linear_part,
         magnitude=magnitude,
-        rounding=Rounding(terms=_terms(transposed), offset=offset, transposed=reached),
+        rounding=Rounding(
+            terms=_terms(transposed),
+            offset=offset,
+            blocks=None if transposed else _channel_blocks,
+            transposed=reached,
+        ),
         sample=_sampler(spatial, transposed),
         summary=f"{spatial}-d {'transposed ' if transposed else ''}convolution, zero padding",
     )

@@ -13,6 +13,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.rounding import Outward, Precision, grown
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ops._kinds import transpose_rule
+from boundgraph.ops._sound import of_sums
 from boundgraph.ops._spec import (
     Kind,
     OpCase,
@@ -21,6 +22,7 @@ from boundgraph.ops._spec import (
     batch_first,
     register,
 )
+from boundgraph.ops.linear import in_blocks, linear_blocks
 
 
 def _own_class(labels: Tensor, classes: int) -> Tensor:
@@ -127,6 +129,19 @@ def _linear_margin(
     return _margin(F.linear(x, weight, bias), labels, classes=classes)
 
 
+def _linear_margin_blocks(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    labels: Tensor,
+    *,
+    classes: int,
+    pairwise: bool,
+    parts: int,
+) -> Tensor:
+    return _margin(linear_blocks(x, weight, bias, parts=parts), labels, classes=classes)
+
+
 def _linear_margin_interval(
     x: Interval, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
 ) -> Interval:
@@ -159,17 +174,25 @@ def _linear_margin_sound(
     pairwise: bool,
     terms: int,
     precision: Precision,
+    **blocks: int,
 ) -> Outward:
-    """Two logits err by γ(n + 2)·(|W||c| + |b|) each; the radius loses the same share of itself.
+    """Both logits err by γ(n)(|W||c| + |b|) each, and so does their difference, by one more.
 
-    Declared are the terms of both logits, 2n + 5.
+    Declared are n + 2 roundings of a margin. The radius loses the same share of itself.
     """
-    share = 2.0 * precision.gamma((terms + 1) // 2 + 2)
+    parts, full, _ = of_sums(terms, blocks)
+    share = precision.gamma(terms + 2)
     found = _linear_margin_interval(x, weight, bias, labels, classes=classes, pairwise=pairwise)
+    center = found.center
+    if parts > 1:
+        center = _linear_margin_blocks(
+            x.center, weight, bias, labels, classes=classes, pairwise=pairwise, parts=parts
+        )
     size = F.linear(x.center.abs(), weight.abs(), bias.abs())
-    both = size.gather(1, labels.unsqueeze(1)) + size
-    error = (both + found.radius) * share + 32.0 * terms * precision.tiny
-    total = Outward.ball(found.center, grown(found.radius + error, precision), precision)
+    both = (size.gather(1, labels.unsqueeze(1)) + size) * (1.0 + 2.0 * precision.gamma(full + 4))
+    lost = found.radius * (2.0 * precision.gamma(full + 4)) + 32.0 * full * precision.tiny
+    radius = grown(found.radius + (both * share + lost), precision)
+    total = Outward.ball(center, radius, precision)
     own = _own_class(labels, classes)
     return Outward(total.lower.masked_fill(own, 0.0), total.upper.masked_fill(own, 0.0), precision)
 
@@ -202,11 +225,16 @@ register(
         interval=_linear_margin_interval,
         sound=_linear_margin_sound,
         symbolic=_linear_margin_symbolic,
+        blocks=_linear_margin_blocks,
         backward=transpose_rule(_linear_margin_adjoint, _linear_margin_constant),
         magnitude=_linear_margin_magnitude,
         boundable=(0,),
         batch=batch_first,
-        rounding=Rounding(ulps=1, terms=lambda x, weight, *_, **__: 2 * weight.shape[1] + 4),
+        rounding=Rounding(
+            ulps=1,
+            terms=lambda x, weight, *_, **__: weight.shape[1] + 2,
+            blocks=lambda x, weight, *_, **__: in_blocks(weight.shape[1]),
+        ),
         sample=_sample_linear_margin,
         summary="margins merged into the last linear layer",
     )

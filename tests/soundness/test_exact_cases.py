@@ -151,7 +151,7 @@ def _without_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _without_offset(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_sound, "_offset", lambda *_: None)
+    monkeypatch.setattr(_sound, "offset_of", lambda *_: None)
 
 
 def _swapped_direction(monkeypatch: pytest.MonkeyPatch) -> None:
