@@ -60,12 +60,18 @@ def carry_rounding(
 
 
 def sound_interval(
-    node: Node, spec: OpSpec, operands: Sequence[Value], *, executed: bool = False
+    node: Node,
+    spec: OpSpec,
+    operands: Sequence[Value],
+    *,
+    executed: bool = False,
+    wide: bool = False,
 ) -> tuple[str, Attrs, Diagnostic | None]:
     """Name and attributes of the rounding-sound interval op of a node.
 
     A centred rule counts the roundings of the bound; with `executed` those of the network
-    itself come on top, which are as many. The other rules count both already.
+    itself come on top, which are as many. The other rules count both already. With `wide`
+    centres go through long sums in float64.
     """
     reason = why_not(spec)
     if executed and reason is None and spec.sound is not None:
@@ -77,7 +83,7 @@ def sound_interval(
     if reason is not None:
         return INTERVAL + node.op, node.attrs, unsound(node, reason)
     attrs: dict[str, Any] = dict(node.attrs)
-    attrs |= attributes(spec, operands, node, executed=executed)
+    attrs |= attributes(spec, operands, node, executed=executed, wide=wide)
     return INTERVAL + SOUND + node.op, Attrs(attrs), None
 
 

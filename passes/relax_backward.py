@@ -142,7 +142,8 @@ class Run:
         operands = [self.interval_or_plain(value) for value in node.inputs]
         op, attrs = INTERVAL + node.op, node.attrs
         if self.options.sound:
-            op, attrs, problem = sound_interval(node, spec, operands)
+            # One product for each layer in float64, beside those of all rows.
+            op, attrs, problem = sound_interval(node, spec, operands, wide=True)
             self.problems += [] if problem is None else [problem]
         self.interval[key] = self.balls.interval(node, spec, operands) or self.builder.add(
             op,

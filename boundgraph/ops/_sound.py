@@ -15,8 +15,8 @@ have no sound rule.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,11 +36,11 @@ from boundgraph.ops._spec import Kind, OpSpec, Rule
 
 SOUND = "sound."
 TERMS, PRECISION = "terms", "precision"
-PARTS, FULL = "parts", "full"
+PARTS, FULL, WIDE = "parts", "full", "wide"
 # Attributes of a sound node beside those of its op.
-SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL)
+SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL, WIDE)
 # What `backward.sound.OP` is told of an affine step.
-STEP = ("bounded", "moves", "direct", TERMS, "own", PARTS, FULL, "operand_dims")
+STEP = ("bounded", "moves", "direct", TERMS, FULL, WIDE, "operand_dims")
 # Roundings of an interval rule beside those of the op: two products and a sum.
 OWN = 4
 
@@ -114,43 +114,69 @@ def _centred(
 ) -> Interval:
     """Centre through L; radius, and the error of both, in one product through |L|.
 
-    With G = γ(terms + 2): the centre errs by G·(|L||c| + |b|) and the product of the radius
+    The centre errs by G·(|L||c| + |b|) + g·|centre|, see `Centre`, and the product of the radius
     shrinks by a factor 1 − H at worst, with H = γ(full + 2), so |L| acts on
-    `(r + G|c|)/((1 − u)(1 − H))`, rounded up. G < H where the centre is summed in blocks.
-    Underflow costs η per product and per sum, and η·|L| for what is flushed before it.
+    `(r + G|c|)/((1 − u)(1 − H))`, rounded up. Underflow costs η per product and per sum, and
+    η·|L| for what is flushed before it.
     """
     assert spec.magnitude is not None
     x, *rest = operands
-    parts, full, attrs = of_sums(terms, attrs)
-    steps = p.steps(terms + 2)
-    gain = 1.0 + 2.0 * (p.steps(full + 2) + 8) * p.unit
-    share = math.ceil(steps * gain + 1) * p.unit
-    center = at_center(spec, x.center, rest, parts, attrs)
-    spread = x.radius * gain + (x.center.abs() * share + 16.0 * p.tiny)
+    how, attrs = Centre.of(terms, attrs)
+    lost = 2.0 * (p.steps(how.full + 2) + 8) * p.unit
+    share = how.share(p) * (1.0 + lost)
+    center = how.run(spec, [x.center, *rest], attrs)
+    spread = x.radius * (1.0 + lost) + (x.center.abs() * share + 16.0 * p.tiny)
     radius = spec.magnitude(spread, *rest, **attrs)
-    radius = radius + 16.0 * (terms + full + 2) * p.tiny
+    radius = radius + 16.0 * (terms + how.full + 2) * p.tiny
     offset = offset_of(spec, x.center, rest, attrs)
     if offset is not None:
         radius = radius + offset * share
+    if how.wide:
+        radius = radius + center.abs() * (2.0 * p.unit)
     if spec.rounding.scales:
         radius = radius + (x.center.abs() + x.radius) * (16.0 * p.tiny)
-    return Outward.ball(center, radius, p)
+    return Outward.ball(center, grown(radius, p), p)
 
 
-def of_sums(terms: int, attrs: Mapping[str, Any]) -> tuple[int, int, dict[str, Any]]:
-    """Blocks that the centre is summed in, roundings of the sums taken whole, other attributes."""
-    rest = dict(attrs)
-    return rest.pop(PARTS, 1), rest.pop(FULL, terms), rest
+@dataclass(frozen=True)
+class Centre:
+    """How the centre of an affine op's result is computed, and how far it may be off.
 
+    Args:
+        terms: roundings that meet in it.
+        full: roundings of the op's sums taken whole.
+        parts: equal blocks that the sums are taken in.
+        wide: computed in float64 and rounded once.
+    """
 
-def at_center(
-    spec: OpSpec, center: Tensor, rest: Sequence[Any], parts: int, attrs: Mapping[str, Any]
-) -> Tensor:
-    """The op at a centre, its sums taken in so many blocks."""
-    if parts > 1:
-        assert spec.blocks is not None
-        return spec.blocks(center, *rest, parts=parts, **attrs)  # type: ignore[no-any-return]
-    return spec.concrete(center, *rest, **attrs)  # type: ignore[no-any-return]
+    terms: int
+    full: int
+    parts: int = 1
+    wide: bool = False
+
+    @classmethod
+    def of(cls, terms: int, attrs: Mapping[str, Any]) -> tuple[Centre, dict[str, Any]]:
+        """What the attributes of a node say, and the other attributes."""
+        rest = dict(attrs)
+        full = rest.pop(FULL, terms)
+        return cls(terms, full, rest.pop(PARTS, 1), rest.pop(WIDE, False)), rest
+
+    def share(self, p: Precision) -> float:
+        """G: the centre errs by G·(|L||c| + |b|), and by u of itself where it is `wide`."""
+        if self.wide:
+            # Multiplied by a float near 1 and rounded to one: not a multiple of u here.
+            return PRECISIONS["f64"].gamma(self.full + 8) * 1.001
+        return p.gamma(self.terms + 2)
+
+    def run(self, spec: OpSpec, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Tensor:
+        """The op on centres; all operands are floats where `wide`."""
+        if self.wide:
+            values = [value.double() for value in operands]
+            return spec.concrete(*values, **attrs).to(operands[0].dtype)  # type: ignore[no-any-return]
+        if self.parts > 1:
+            assert spec.blocks is not None
+            return spec.blocks(*operands, parts=self.parts, **attrs)  # type: ignore[no-any-return]
+        return spec.concrete(*operands, **attrs)  # type: ignore[no-any-return]
 
 
 def offset_of(spec: OpSpec, like: Tensor, rest: Sequence[Tensor], attrs: Mapping[str, Any]) -> Any:

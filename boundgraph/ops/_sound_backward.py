@@ -25,7 +25,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines, identity_rows
 from boundgraph.domains.rounding import PRECISIONS, Outward, Precision, grown
 from boundgraph.domains.sound_form import Sample, SoundForm, signed, sum_sound, total_of
-from boundgraph.ops._sound import STEP, at_center, interval_rule, offset_of
+from boundgraph.ops._sound import STEP, Centre, interval_rule, offset_of
 from boundgraph.ops._spec import Kind, OpSpec, Rule
 from boundgraph.relaxations.outward import (
     leaky_relu_outward,
@@ -152,9 +152,8 @@ class _Step:
         moves: the op takes each element to at most one place.
         direct: the result's centre was computed from those of the operands.
         terms: roundings in a coefficient of the transpose.
-        own: roundings of the op itself, as its centre is computed.
-        parts: blocks that its sums are taken in.
-        full: roundings of its sums taken whole.
+        full: roundings of the op itself.
+        wide: centres go through the op in float64.
         operand_dims: of the operand's samples.
     """
 
@@ -169,15 +168,14 @@ class _Step:
         moves: bool,
         direct: bool,
         terms: int,
-        own: int,
-        parts: int,
         full: int,
+        wide: bool,
         operand_dims: tuple[int, ...],
     ) -> None:
         count = len(context) - len(bounded) - 1
         self.spec, self.p, self.attrs, self.bounded = spec, p, attrs, bounded
         self.moves, self.direct, self.terms = moves, direct, terms
-        self.own, self.parts, self.full, self.operand_dims = own, parts, full, operand_dims
+        self.center, self.operand_dims = Centre(full, full, wide=wide), operand_dims
         self.position = bounded.index(operand)
         self.plain = list(context[:count])
         self.boxes = [Outward.of(box, p) for box in context[count:-1]]
@@ -187,35 +185,41 @@ class _Step:
         """What rounding may cost for each element of the result.
 
         γ(terms)·|L|r of the coefficients of this operand and, where the residual is charged
-        here, γ(own)·(|L||c| + |b|) for that.
+        here, G·(|L||c| + |b|) for that.
         """
-        p, spec, reach = self.p, self.spec, self.boxes[self.position].radius
+        p, spec, reach, full = self.p, self.spec, self.boxes[self.position].radius, self.center.full
         if self.moves:
             return self.result.radius * 0.0 + 16.0 * p.tiny
-        spread = p.gamma(self.terms + 4)
-        share = p.gamma(self.own + 4) if carry and spec.kind is not Kind.STRUCTURAL else 0.0
+        spread, residual = p.gamma(self.terms + 4), carry and spec.kind is not Kind.STRUCTURAL
+        share = self.center.share(p) if residual else 0.0
         # An op that is not centred may add its constants, so that its magnitude does not scale.
         outer, scale = (1.0, (spread, share)) if spec.centred else (max(spread, share), (1.0, 1.0))
         sizes = [
             (reach * scale[0] if i == self.position else 0.0)
-            + (box.center.abs() * scale[1] if share else box.radius * 0.0)
+            + (box.center.abs() * scale[1] if residual else box.radius * 0.0)
             for i, box in enumerate(self.boxes)
         ]
         # The size is a sum that lost up to γ(full) of itself.
-        weight = self._size(sizes) * (1.0 + 2.0 * p.gamma(self.full + 8)) * outer
-        weight = weight + 16.0 * (self.full + self.terms + 8) * p.tiny
-        if share and spec.boundable == (0,) and spec.kind is Kind.AFFINE:
+        weight = self._size(sizes) * (1.0 + 2.0 * p.gamma(full + 8)) * outer
+        weight = weight + 16.0 * (full + self.terms + 8) * p.tiny
+        if residual and spec.boundable == (0,) and spec.kind is Kind.AFFINE:
             offset = offset_of(spec, self.boxes[0].center, self.plain, self.attrs)
             weight = weight if offset is None else weight + offset * share
+        if residual and self.center.wide and self.direct:
+            weight = weight + self.result.center.abs() * (2.0 * p.unit)
         if spec.rounding.scales:
             weight = weight + (reach + self.boxes[0].center.abs()) * (16.0 * p.tiny)
         return weight
 
     def residual(self) -> Tensor:
-        """L c + b − c', computed."""
-        centers = self._in_order(self.plain, [box.center for box in self.boxes])
-        found = at_center(self.spec, centers[0], centers[1:], self.parts, self.attrs)
-        return found - self.result.center
+        """L c + b − c', computed; it is off by `weight` and by one rounding."""
+        values = self._in_order(self.plain, [box.center for box in self.boxes])
+        own = self.result.center
+        if self.center.wide:
+            # The difference before it is rounded: with both near each other nothing is lost.
+            # Labels are compared with numbers of classes, which as doubles they may be, too.
+            values, own = [value.double() for value in values], own.double()
+        return (self.spec.concrete(*values, **self.attrs) - own).to(self.result.center.dtype)
 
     def _size(self, sizes: list[Tensor]) -> Tensor:
         assert self.spec.magnitude is not None

@@ -11,25 +11,52 @@ import torch
 from boundgraph.ir.program import Node, Value
 from boundgraph.ir.types import Dim, evaluate_shape
 from boundgraph.ops._infer import PROBES, evaluate, meta_tensor
-from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS
+from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS, WIDE
 from boundgraph.ops._spec import Kind, OpSpec, broadcast_batch, keep_batch
+
+# Sums shorter than this are taken in the dtype of the program: float64 would gain nothing.
+_LONG = 8
+# Sums of products with parameters: no number is written in the op that float64 would read
+# differently.
+_PRODUCTS = (
+    "linear", "linear_margin", "batched_linear", "conv1d", "conv2d", "conv3d",
+    "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+)  # fmt: skip
 
 
 def attributes(
-    spec: OpSpec, operands: Sequence[Value], node: Node, *, executed: bool = False
+    spec: OpSpec,
+    operands: Sequence[Value],
+    node: Node,
+    *,
+    executed: bool = False,
+    wide: bool = False,
 ) -> dict[str, Any]:
     """What the sound rule of a node is told: terms per output element and the precision.
 
     Args:
         executed: count those of the network itself beside those of the bound, which a centred
             rule does not do on its own.
+        wide: take long sums of centres in float64, and not in blocks.
     """
-    full, parts, terms = _sums(spec, operands, node.attrs)
+    full, precision = _terms(spec, operands, node.attrs), _precision([*operands, node.result])
+    found: dict[str, Any] = {TERMS: full, PRECISION: precision}
+    if wide:
+        return found | ({WIDE: True} if _in_float64(spec, full, precision) else {})
+    parts = 1
+    if spec.rounding.blocks is not None:
+        parts = _counted(spec.rounding.blocks, operands, node.attrs)
+    if parts > 1:
+        # An offset and what else is not a product of the sum stay as they are.
+        found |= {TERMS: -(-full // parts) + parts + 1, PARTS: parts, FULL: full}
     if executed and spec.centred:
-        terms, full = terms + full + 4, 2 * full + 4
-    found = {TERMS: terms, PRECISION: _precision([*operands, node.result])}
-    # Written only where sums are taken in blocks.
-    return found | ({PARTS: parts, FULL: full} if parts > 1 else {})
+        found |= {TERMS: found[TERMS] + full + 4, FULL: 2 * full + 4}
+    return found
+
+
+def _in_float64(spec: OpSpec, terms: int, precision: str) -> bool:
+    """Whether centres of an op are worth computing in float64, and the rule can do that."""
+    return precision == "f32" and terms > _LONG and spec.name in _PRODUCTS
 
 
 def backward_attributes(
@@ -59,27 +86,12 @@ def backward_attributes(
         terms, moves = 0, True
     else:
         terms, moves = _transposed(spec, operands, node, elements), False
-    full, parts, own = _sums(spec, operands, node.attrs)
+    full, precision = _terms(spec, operands, node.attrs), _precision([*operands, node.result])
     # Centres move with the elements where there is one operand: its interval is mapped.
     centred = spec.centred or (spec.kind is Kind.STRUCTURAL and floats == 1)
-    step = (tuple(bounded), moves, direct and centred, terms, own, parts, full, operand_dims)
-    return {
-        **dict(zip(STEP, step, strict=True)),
-        "elements": elements,
-        PRECISION: _precision([*operands, node.result]),
-    }
-
-
-def _sums(
-    spec: OpSpec, operands: Sequence[Value], attrs: Mapping[str, Any]
-) -> tuple[int, int, int]:
-    """Roundings in a sum of the op taken whole, blocks to take it in, and roundings then."""
-    full = _terms(spec, operands, attrs)
-    if spec.blocks is None or spec.rounding.blocks is None:
-        return full, 1, full
-    parts = _counted(spec.rounding.blocks, operands, attrs)
-    # An offset and what else is not a product of the sum stay as they are.
-    return full, parts, full if parts == 1 else -(-full // parts) + parts + 1
+    wide = _in_float64(spec, full, precision)
+    step = (tuple(bounded), moves, direct and centred, terms, full, wide, operand_dims)
+    return dict(zip(STEP, step, strict=True)) | {"elements": elements, PRECISION: precision}
 
 
 def _transposed(spec: OpSpec, operands: Sequence[Value], node: Node, elements: int) -> int:

@@ -58,7 +58,7 @@ class Rounding:
         scales: the op forms its own factors, which may underflow; operand and result have
             the same shape.
         blocks: into how many equal blocks the sums are worth taking, as a function of operands
-            and attributes; for `OpSpec.blocks`.
+            and attributes; for `OpSpec.blocks`, or for `OpSpec.sound`.
         transposed: number of outputs that one element of the operand reaches at most, as a
             function of operands and attributes; all of a sample where None.
         declared: False where nobody said anything; such an op has no rounding-sound rule.

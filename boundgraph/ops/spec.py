@@ -13,7 +13,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.rounding import Outward, Precision, grown
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.ops._kinds import transpose_rule
-from boundgraph.ops._sound import of_sums
+from boundgraph.ops._sound import Centre
 from boundgraph.ops._spec import (
     Kind,
     OpCase,
@@ -129,19 +129,6 @@ def _linear_margin(
     return _margin(F.linear(x, weight, bias), labels, classes=classes)
 
 
-def _linear_margin_blocks(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    labels: Tensor,
-    *,
-    classes: int,
-    pairwise: bool,
-    parts: int,
-) -> Tensor:
-    return _margin(linear_blocks(x, weight, bias, parts=parts), labels, classes=classes)
-
-
 def _linear_margin_interval(
     x: Interval, weight: Tensor, bias: Tensor, labels: Tensor, *, classes: int, pairwise: bool
 ) -> Interval:
@@ -174,24 +161,29 @@ def _linear_margin_sound(
     pairwise: bool,
     terms: int,
     precision: Precision,
-    **blocks: int,
+    **centre: Any,
 ) -> Outward:
     """Both logits err by γ(n)(|W||c| + |b|) each, and so does their difference, by one more.
 
     Declared are n + 2 roundings of a margin. The radius loses the same share of itself.
     """
-    parts, full, _ = of_sums(terms, blocks)
-    share = precision.gamma(terms + 2)
+    how, _ = Centre.of(terms, centre)
     found = _linear_margin_interval(x, weight, bias, labels, classes=classes, pairwise=pairwise)
-    center = found.center
-    if parts > 1:
-        center = _linear_margin_blocks(
-            x.center, weight, bias, labels, classes=classes, pairwise=pairwise, parts=parts
+    if how.wide:
+        wide = F.linear(x.center.double(), weight.double(), bias.double())
+        center = _margin(wide, labels, classes=classes).to(x.center.dtype)
+    elif how.parts > 1:
+        center = _margin(
+            linear_blocks(x.center, weight, bias, parts=how.parts), labels, classes=classes
         )
+    else:
+        center = found.center
     size = F.linear(x.center.abs(), weight.abs(), bias.abs())
-    both = (size.gather(1, labels.unsqueeze(1)) + size) * (1.0 + 2.0 * precision.gamma(full + 4))
-    lost = found.radius * (2.0 * precision.gamma(full + 4)) + 32.0 * full * precision.tiny
-    radius = grown(found.radius + (both * share + lost), precision)
+    lost = 2.0 * precision.gamma(how.full + 4)
+    both = (size.gather(1, labels.unsqueeze(1)) + size) * (1.0 + lost)
+    error = both * how.share(precision) + center.abs() * (2.0 * precision.unit)
+    error = error + found.radius * lost + 32.0 * how.full * precision.tiny
+    radius = grown(found.radius + error, precision)
     total = Outward.ball(center, radius, precision)
     own = _own_class(labels, classes)
     return Outward(total.lower.masked_fill(own, 0.0), total.upper.masked_fill(own, 0.0), precision)
@@ -225,7 +217,6 @@ register(
         interval=_linear_margin_interval,
         sound=_linear_margin_sound,
         symbolic=_linear_margin_symbolic,
-        blocks=_linear_margin_blocks,
         backward=transpose_rule(_linear_margin_adjoint, _linear_margin_constant),
         magnitude=_linear_margin_magnitude,
         boundable=(0,),

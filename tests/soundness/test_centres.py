@@ -15,8 +15,9 @@ from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.sound_form import SoundForm
 from boundgraph.errors import ConfigError
 from boundgraph.ops import Kind, _spec
-from boundgraph.ops._sound import at_center, interval_rule, offset_of, why_not
+from boundgraph.ops._sound import Centre, interval_rule, offset_of, why_not
 from boundgraph.ops._sound_backward import _Step
+from boundgraph.ops._sound_terms import _PRODUCTS
 from boundgraph.testing import draw_case
 
 P = PRECISIONS["f32"]
@@ -50,6 +51,12 @@ def test_a_direct_centre_is_the_op_at_the_operands_centre(name: str) -> None:
             options = {"terms": terms_of(spec, case), "precision": "f32"}
             found = rule(box, *rest, **options, **case.attrs)
             assert torch.equal(found.center, spec.concrete(box.center, *rest, **case.attrs))
+            if spec.name in _PRODUCTS:
+                wide = rule(box, *rest, **options, wide=True, **case.attrs)
+                values = [v.double() for v in (box.center, *rest)]
+                near = spec.concrete(*values, **case.attrs).float()
+                assert torch.equal(wide.center, near)
+                assert bool((wide.radius <= found.radius).all())
 
 
 @pytest.mark.parametrize(
@@ -70,7 +77,7 @@ def test_sums_in_blocks_err_as_counted(shape: Any) -> None:
         full = spec.rounding.terms(x, weight, bias, **attrs)
         own = full // parts + parts + 1
         rest = (weight, bias)
-        found = at_center(spec, x, rest, parts, attrs).double()
+        found = Centre(own, full, parts).run(spec, (x, *rest), attrs).double()
         exact = spec.concrete(*(v.double() for v in (x, *rest)), **attrs)
         wide = [v.double() for v in (x.abs(), *rest)]
         size = spec.magnitude(*wide, **attrs) + offset_of(spec, wide[0], wide[1:], attrs)
@@ -110,8 +117,8 @@ def tightened_network() -> tuple[torch.nn.Module, bg.Box]:
 
 def test_blocks_contain_the_exact_value() -> None:
     model, box = wide_network()
-    program = bg.compile(model, box, method="crown", rounding="sound")
-    assert "parts=8" in str(program.ir)
+    assert "parts=8" in str(bg.compile(model, box, rounding="sound").ir)
+    assert "wide=True" in str(bg.compile(model, box, method="crown", rounding="sound").ir)
     compared, missed = misses(model, [box], random.Random(0), rounding="sound")
     assert compared > 30
     assert not any(missed.values()), missed
