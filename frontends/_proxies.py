@@ -3,13 +3,15 @@
 Tracing runs the model's Python code. Wherever that code asks for the kind of a value
 (`isinstance(out, tuple)`, `torch.is_tensor(x)`, `x.ndim`), a wrong answer would silently
 take the wrong branch. So each proxy carries the value that the call has on meta tensors
-of the example's shape, and answers from it what no batch size can change.
+of the example's shape, and answers from it what no batch size can change. Sizes are numbers
+where they are the same at several batch sizes; the importer checks the calls that they came
+from at others.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +21,9 @@ from torch.fx.proxy import Attribute
 from boundgraph.frontends._preserve import TouchedError
 
 UNKNOWN = object()
-_SLOTS = {"tracer", "node", "root", "attr", "_node", "_known"}
+Sizes = tuple[int | tuple[int, ...], ...]
+_SLOTS = {"tracer", "node", "root", "attr", "_node", "_known", "_sizes"}
+_NUMBERS_OF_TENSORS = ("dtype", "ndim", "layout", "is_nested", "is_sparse", "is_quantized")
 
 
 class Traced(fx.Proxy):
@@ -40,10 +44,14 @@ class Traced(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         known = known_value(self)
         if isinstance(known, Tensor):
-            if name in ("dtype", "ndim", "layout"):
+            if name in _NUMBERS_OF_TENSORS:
                 return getattr(known, name)
             if name in ("dim", "ndimension", "is_floating_point", "is_complex"):
                 return getattr(known, name)
+            if name == "shape":
+                return _shape(self)
+            if name == "size":
+                return lambda dim=None: _shape(self) if dim is None else _shape(self)[dim]
         return TracedAttribute(self, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -78,6 +86,66 @@ class TracedAttribute(Traced, Attribute):
 
     def __init__(self, root: fx.Proxy, attr: str) -> None:
         Attribute.__init__(self, root, attr)
+
+
+class TracedShape(TracedAttribute):
+    """A shape of which some sizes depend on the batch, taken when the model asks for it.
+
+    The others are numbers, so the model's Python code may branch on them.
+
+    Args:
+        root: the tensor.
+        sizes: its sizes; a tuple holds one that depends on the batch, for each batch size tried.
+    """
+
+    def __init__(self, root: fx.Proxy, sizes: Sizes) -> None:
+        super().__init__(root, "shape")
+        object.__setattr__(self, "_sizes", sizes)
+        # Now, since a write may change the shape of the tensor later.
+        _ = self.node
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            found = tuple(self[i] for i in range(*index.indices(len(self._sizes))))
+            return torch.Size(found) if all(type(size) is int for size in found) else found
+        size = self._sizes[index] if isinstance(index, int) else None
+        return size if isinstance(size, int) else super().__getitem__(index)  # type: ignore[misc]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self[i] for i in range(len(self._sizes))])
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __eq__(self, other: Any) -> Any:
+        """Decided where the answer is the same for every batch; otherwise a traced value."""
+        theirs = other._sizes if issubclass(type(other), TracedShape) else other
+        if not isinstance(theirs, tuple):
+            return super().__eq__(other)
+        # Two lines that agree at several batch sizes are one; two that do not may still cross.
+        if self._sizes == theirs:
+            return True
+        if len(theirs) != len(self._sizes):
+            return False
+        pairs = zip(self._sizes, theirs, strict=True)
+        if any(type(a) is type(b) is int and a != b for a, b in pairs):
+            return False
+        return super().__eq__(other)
+
+    def __ne__(self, other: Any) -> Any:
+        equal = self == other
+        return not equal if isinstance(equal, bool) else super().__ne__(other)
+
+    __hash__ = TracedAttribute.__hash__
+
+
+def _shape(proxy: Traced) -> Any:
+    """The shape of a traced tensor: numbers, as far as they are the same for every batch."""
+    sizes = proxy.tracer.sizes(proxy.node)  # type: ignore[attr-defined]
+    if sizes is None:
+        return TracedAttribute(proxy, "shape")
+    static = all(isinstance(size, int) for size in sizes)
+    return torch.Size(sizes) if static else TracedShape(proxy, sizes)
 
 
 class TracedParameter(Traced):

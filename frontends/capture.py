@@ -205,7 +205,9 @@ def _by_fx(request: _Request, probes: Sequence[int], prepared: dict[str, Any]) -
     """Symbolic tracing needs no sizes, so one trace serves both attempts."""
     if "graph" not in prepared:
         wrapper = request.wrapper()
-        prepared["wrapper"], prepared["graph"] = wrapper, torch_fx.trace(wrapper, request.inputs)
+        batched = request.batched if len(probes) > 1 else (False,) * len(request.inputs)
+        graph = torch_fx.trace(wrapper, request.inputs, batched)
+        prepared["wrapper"], prepared["graph"] = wrapper, graph
     wrapper, graph = prepared["wrapper"], prepared["graph"]
     importer = Importer(request.model, probes, torch_fx.module_of)
     inputs = iter(_bind_inputs(request, importer))

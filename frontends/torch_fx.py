@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -15,14 +17,18 @@ from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._generic import to_meta, without_data
 from boundgraph.frontends._guarded import guarded
 from boundgraph.frontends._preserve import TouchedError, Untouched
-from boundgraph.frontends._proxies import UNKNOWN, Traced, TracedParameter
+from boundgraph.frontends._proxies import UNKNOWN, Sizes, Traced, TracedParameter
 from boundgraph.frontends._wrapper import CallOf, strip
 from boundgraph.source import is_library
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
+# Batch sizes at which a size must be the same to count as a number, beside the example's.
+_BATCHES = (1, 2, 100_003)
+# Functions of torch in Python that consist of calls which have lowerings.
+_OPENED = (F.multi_head_attention_forward,)
 
 
-def trace(wrapper: CallOf, examples: Sequence[Tensor]) -> fx.Graph:
+def trace(wrapper: CallOf, examples: Sequence[Tensor], batched: Sequence[bool]) -> fx.Graph:
     """The graph of a call of the model.
 
     Every module is traced through, so hooks, parametrizations and subclasses mean what
@@ -31,11 +37,12 @@ def trace(wrapper: CallOf, examples: Sequence[Tensor]) -> fx.Graph:
     Args:
         wrapper: a call of the model.
         examples: inputs, of which only shape and dtype are used.
+        batched: which of them have the batch as dimension 0, of any size.
 
     Raises:
         Exception: whatever tracing raises where it cannot follow the model.
     """
-    tracer = _Tracer(examples)
+    tracer = _Tracer(examples, batched)
     for module in wrapper.modules():
         if isinstance(module, _BatchNorm):
             # Its check branches on the rank; a node does it when shapes are known.
@@ -85,15 +92,16 @@ class _Check:
 
 
 class _Tracer(fx.Tracer):
-    def __init__(self, examples: Sequence[Tensor]) -> None:
+    def __init__(self, examples: Sequence[Tensor], batched: Sequence[bool]) -> None:
         super().__init__()
         self.record_stack_traces = False
-        self._examples = iter(examples)
         self._modes = _modes()
         self._paths: dict[int, str] = {}
         self._attributes: dict[str, Tensor] = {}
-        self._values: dict[fx.Node, Any] = {}
-        self._last: fx.Node | None = None
+        self._runs = [
+            _ShadowRun(examples, batched, size, self._attributes)
+            for size in (None, *(_BATCHES if any(batched) else ()))
+        ]
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named = (*root.named_parameters(), *root.named_buffers())
@@ -126,26 +134,84 @@ class _Tracer(fx.Tracer):
         # By its real type: to everyone else a proxy claims to be what it stands for.
         return a.node if issubclass(type(a), fx.Proxy) else super().create_arg(a)
 
-    def value(self, node: fx.Node) -> Any:
-        """What a node gives on meta tensors of the example's shape; `UNKNOWN` if it fails.
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
+    ) -> Any:
+        if kind == "call_function" and _is_python(target):
+            # Kept together by torch.fx.wrap for tracers that cannot look inside.
+            return _opened(target)(*args, **kwargs)
+        return super().create_proxy(kind, target, args, kwargs, *rest, **named)
 
-        Nothing runs before somebody asks; then all nodes up to that one do, in order.
+    def value(self, node: fx.Node) -> Any:
+        """What a node gives on meta tensors of the example's shape; `UNKNOWN` if it fails."""
+        return self._runs[0].value(self.graph, node)
+
+    def sizes(self, node: fx.Node) -> Sizes | None:
+        """The shape that a node has now; a size that depends on the batch as one for each run.
+
+        None if the calls up to here do not run at the batch sizes that are tried.
+        """
+        values = [run.value(self.graph, node) for run in self._runs]
+        if not all(isinstance(value, Tensor) for value in values):
+            return None
+        if len({value.ndim for value in values}) > 1:
+            return None
+        sizes = zip(*(value.shape for value in values), strict=True)
+        return tuple(size[0] if len(set(size)) == 1 else size for size in sizes)
+
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _modes() != self._modes:
+            raise TouchedError("the model switches gradients or autocast, which tracing loses")
+        node = super().create_node(*args, **kwargs)
+        node.stack_trace = _user_frame()
+        return node
+
+
+class _ShadowRun:
+    """The calls of a graph on meta tensors, at one batch size.
+
+    Args:
+        examples, batched: as for `trace`.
+        size: the batch size; None for that of the examples.
+        attributes: parameters and buffers without data, by path.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[Tensor],
+        batched: Sequence[bool],
+        size: int | None,
+        attributes: Mapping[str, Tensor],
+    ) -> None:
+        self._inputs = iter(
+            without_data(item)
+            if size is None or not dynamic
+            else torch.empty((size, *item.shape[1:]), dtype=item.dtype, device="meta")
+            for item, dynamic in zip(examples, batched, strict=True)
+        )
+        self._attributes = attributes
+        self._own: dict[str, Any] = {}
+        self._values: dict[fx.Node, Any] = {}
+        self._last: fx.Node | None = None
+
+    def value(self, graph: fx.Graph, node: fx.Node) -> Any:
+        """What a node gives; `UNKNOWN` if it fails.
+
+        Nothing runs before somebody asks; then all nodes so far do, in order, since a later
+        write may have changed the shape.
         """
         with _disable_current_modes(), torch.device("meta"), torch.no_grad():
-            while node not in self._values:
-                following = self._last.next if self._last else next(iter(self.graph.nodes))
+            following = self._last.next if self._last else next(iter(graph.nodes))
+            while following.op != "root":
                 self._values[following] = self._run(following)
-                self._last = following
+                self._last, following = following, following.next
         return self._values[node]
 
     def _run(self, node: fx.Node) -> Any:
         if node.op == "placeholder":
-            return without_data(next(self._examples))
+            return next(self._inputs)
         if node.op == "get_attr":
-            # Constants that the tracer found by itself are on its root.
-            if str(node.target) not in self._attributes:
-                return UNKNOWN
-            return self._attributes[str(node.target)]
+            return self._attribute(str(node.target))
         key = targets.key_of(node)
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), self._values.__getitem__)
         if any(item is UNKNOWN for item in pytree.tree_leaves((args, kwargs))):
@@ -157,12 +223,32 @@ class _Tracer(fx.Tracer):
             # The importer runs it again, and reports it.
             return UNKNOWN
 
-    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _modes() != self._modes:
-            raise TouchedError("the model switches gradients or autocast, which tracing loses")
-        node = super().create_node(*args, **kwargs)
-        node.stack_trace = _user_frame()
-        return node
+    def _attribute(self, path: str) -> Any:
+        """A copy for each run: a call may change its shape."""
+        if path not in self._own:
+            # Constants that the tracer found by itself are on its root.
+            known = self._attributes.get(path)
+            self._own[path] = UNKNOWN if known is None else without_data(known)
+        return self._own[path]
+
+
+def _is_python(target: Any) -> bool:
+    """Whether a call is of Python code that can be traced in its turn."""
+    if not isinstance(target, FunctionType) or targets.find_lowering(target) is not None:
+        return False
+    return target in _OPENED or target.__module__.partition(".")[0] != "torch"
+
+
+def _opened(target: FunctionType) -> Callable[..., Any]:
+    """The function's own body, also where torch would ask the arguments to run it instead."""
+    if target not in _OPENED:
+        return target
+    names = {**target.__globals__, "has_torch_function": lambda tensors: False}
+    opened = FunctionType(
+        target.__code__, names, target.__name__, target.__defaults__, target.__closure__
+    )
+    opened.__kwdefaults__ = target.__kwdefaults__
+    return opened
 
 
 def _user_frame() -> str | None:

@@ -8,6 +8,7 @@ declare (`OpSpec.rounding`), for the values at hand.
     >>> check_op("tanh", cases=5)
 """
 
+from boundgraph.testing._models import capture_allowance as capture_allowance
 from boundgraph.testing._models import check_model as check_model
 from boundgraph.testing._models import model_allowance as model_allowance
 from boundgraph.testing._models import symbols_of as symbols_of

@@ -40,10 +40,16 @@ def model_allowance(
         model, regions, options: as for `boundgraph.compile`.
     """
     captured = capture_model(model, regions, {}, CompileOptions(**options))
-    return _allowance(captured, regions)
+    return capture_allowance(captured, *regions)
 
 
-def _allowance(captured: Capture, regions: Sequence[Region | Tensor]) -> tuple[Tensor, ...]:
+def capture_allowance(captured: Capture, *regions: Region | Tensor) -> tuple[Tensor, ...]:
+    """`model_allowance` of a model that has been captured already.
+
+    Args:
+        captured: the model, by `boundgraph.frontends.capture.capture`.
+        regions: one per input of the program.
+    """
     source = captured.program
     floats = tuple(value.name for value in source.inputs if value.type.is_float)
     try:
@@ -140,7 +146,7 @@ def _bounds_by_method(
 
     captured = capture_model(model, regions, {}, CompileOptions(**options))
     reference = build("ibp")
-    moved = _allowance(captured, regions)
+    moved = capture_allowance(captured, *regions)
     widths = [(upper - lower) for lower, upper in _ends(reference(*regions))]
     # Sums over the symbols add terms to every product, at the size of the looser bounds.
     terms = 2.0

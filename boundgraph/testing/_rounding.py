@@ -38,7 +38,11 @@ def largest(value: Interval | Tensor) -> Tensor:
 
 
 def allowance(
-    spec: OpSpec, operands: Sequence[Interval | Tensor], attrs: Mapping[str, Any], result: Interval
+    spec: OpSpec,
+    operands: Sequence[Interval | Tensor],
+    attrs: Mapping[str, Any],
+    result: Interval,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """How far rounding may put an end of `result` from the end of exact arithmetic.
 
@@ -51,8 +55,9 @@ def allowance(
         operands: what its interval rule was given.
         attrs: its attributes.
         result: what the rule gave.
+        dtype: whose rounding is meant; by default the least precise one of the values.
     """
-    dtype, rounding = _coarsest((result, *operands)), spec.rounding
+    dtype, rounding = dtype or _coarsest((result, *operands)), spec.rounding
     exact = rounding.ulps == 0 and rounding.terms is None
     if exact and spec.kind in (Kind.STRUCTURAL, Kind.SELECTION, Kind.ELEMENTWISE):
         return torch.zeros_like(result.lower)
@@ -115,6 +120,9 @@ def interpret_with_allowance(
 ) -> tuple[tuple[Interval | Tensor, ...], tuple[Any, ...]]:
     """Run an interval program, and again with all intervals widened by declared rounding.
 
+    The second run is in float64 with the roundings of the program's own dtypes, so that it
+    stays finite where values come near the largest number of those.
+
     Args:
         program: a bounded program of the `ibp` method.
         inputs: one per program input.
@@ -125,12 +133,12 @@ def interpret_with_allowance(
         accumulated, propagated allowance of all ops.
     """
     plain: dict[str, Any] = {str(v): given for v, given in zip(program.inputs, inputs, strict=True)}
+    wide: dict[str, Any] = {name: _as_center_radius(value) for name, value in plain.items()}
     plain.update((str(param), lookup(param.name)) for param in program.params)
-    wide = {name: _as_center_radius(value) for name, value in plain.items()}
     sizes = DimSizes(program, plain)
     for node in program.nodes:
         plain[str(node.result)] = run_node(node, plain, sizes)
-        wide[str(node.result)] = _widened(node, wide, sizes)
+        wide[str(node.result)] = _widened(node, plain, wide, sizes)
     outputs = tuple(plain[str(value)] for value in program.outputs)
     moved = tuple(
         _distance(out, wide[str(v)]) if isinstance(out, Interval) else torch.zeros_like(out)
@@ -140,25 +148,39 @@ def interpret_with_allowance(
 
 
 def _distance(inner: Interval, outer: Interval) -> Tensor:
-    """How far the ends lie apart; equal infinite ends do not."""
+    """How far the ends lie apart; equal infinite ends do not, and NaN may be anywhere."""
     below = torch.where(inner.lower == outer.lower, 0.0, inner.lower - outer.lower)
     above = torch.where(inner.upper == outer.upper, 0.0, outer.upper - inner.upper)
-    return torch.maximum(below, above).clamp(min=0.0)
+    apart = torch.maximum(below, above).clamp(min=0.0).nan_to_num(math.inf, math.inf)
+    return apart.to(inner.lower.dtype)
 
 
 def _as_center_radius(value: Any) -> Any:
     """A region's ends as they may come back from a conversion to centre and radius."""
     if not isinstance(value, Interval):
         return value
-    moved = gamma(CONVERSIONS, value.lower.dtype) * largest(value)
+    moved = gamma(CONVERSIONS, value.lower.dtype) * largest(_double(value))
     return Interval(value.lower - moved, value.upper + moved)
 
 
-def _widened(node: Node, values: Mapping[str, Any], sizes: DimSizes) -> Any:
-    result = run_node(node, values, sizes)
-    spec = ops.get(node.op.removeprefix("interval."))
-    if not isinstance(result, Interval) or spec is None:
+def _double(value: Any) -> Any:
+    if isinstance(value, Interval):
+        return Interval(value.lower.double(), value.upper.double())
+    return value.double() if value.is_floating_point() else value
+
+
+def _widened(node: Node, plain: Mapping[str, Any], wide: Mapping[str, Any], sizes: DimSizes) -> Any:
+    """A node's result in float64, from widened operands, widened by the rounding of the op."""
+    result, names = plain[str(node.result)], [str(value) for value in node.inputs]
+    if not isinstance(result, Interval):
         return result
+    # Parameters are converted where they are read, so that no second copy of them is kept.
+    operands = {name: _double(wide.get(name, plain[name])) for name in names}
+    found = _double(run_node(node, operands, sizes))
+    spec = ops.get(node.op.removeprefix("interval."))
+    if spec is None:
+        return found
     attrs = {key: sizes.resolve(value) for key, value in node.attrs.items()}
-    allowed = allowance(spec, [values[str(value)] for value in node.inputs], attrs, result)
-    return Interval(result.lower - allowed, result.upper + allowed)
+    dtype = _coarsest([result, *(plain[name] for name in names)])
+    allowed = allowance(spec, [operands[name] for name in names], attrs, found, dtype)
+    return Interval(found.lower - allowed, found.upper + allowed)
