@@ -32,6 +32,7 @@ _EXPORTS = {
     "Unknown": "boundgraph.verification",
     "bound": "boundgraph.compiler",
     "compile": "boundgraph.compiler",
+    "plan_of": "boundgraph.compiler",
     "evaluate": "boundgraph.evaluation",
     "LinearBounds": "boundgraph.domains.linear_bounds",
     "linear_bounds": "boundgraph.linearize",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     import boundgraph.verification as verification
     from boundgraph.compiler import bound as bound
     from boundgraph.compiler import compile as compile
+    from boundgraph.compiler import plan_of as plan_of
     from boundgraph.domains.interval import Interval as Interval
     from boundgraph.domains.linear_bounds import LinearBounds as LinearBounds
     from boundgraph.domains.regions import Box as Box
@@ -92,6 +94,7 @@ __all__ = [
     "evaluate",
     "linear_bounds",
     "load",
+    "plan_of",
     "testing",
     "training",
     "verification",

@@ -15,16 +15,19 @@ from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError, RegionError, SpecError
 from boundgraph.fingerprint import fingerprint
 from boundgraph.frontends.capture import Capture, capture
+from boundgraph.ir.program import Program
+from boundgraph.ir.types import Dim, IntervalType, Stage
 from boundgraph.ops._infer import RegistryTable
 from boundgraph.options import METHODS as METHODS
 from boundgraph.options import SOUND_METHODS as SOUND_METHODS
 from boundgraph.options import TARGETS as TARGETS
 from boundgraph.options import TRAINING_METHODS as TRAINING_METHODS
 from boundgraph.options import CompileOptions as CompileOptions
-from boundgraph.passes import run_pipeline
+from boundgraph.passes import Pass, PassRecord, RelaxPlanned, run_pipeline
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
 from boundgraph.passes.relax_backward import SLOPE, linear_inputs
 from boundgraph.pipeline import pipeline as pipeline
+from boundgraph.planning import Plan, Planned, fixed_plan
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
 from boundgraph.runtime.optimized import OptimizedProgram
 
@@ -45,6 +48,7 @@ def compile(
     keep_clean: bool = False,
     tune_for: str | None = None,
     tracks: bool = False,
+    max_time: float | None = None,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -60,7 +64,9 @@ def compile(
         method: `"ibp"` (intervals); `"symbolic"` (linear dependence on the input plus error
             terms); `"mix"` (both, intersected; never looser than ibp); `"crown-ibp"`
             (backward linear bounds over interval bounds); `"crown"` (backward bounds
-            throughout); `"alpha-crown"` (crown with optimised slopes; no gradient).
+            throughout); `"alpha-crown"` (crown with optimised slopes; no gradient); `"auto"`
+            (the tightest of these that fits `max_time` and `max_memory` by estimate, value by
+            value, and never looser than ibp; see `docs/planner.md`).
         spec: `Margin(classes)` or `LinearSpec(matrix, offset)`, merged into the last layer.
         frontend: `"auto"` tries symbolic tracing, then `torch.export`.
         training: allow BatchNorm in training mode.
@@ -76,6 +82,8 @@ def compile(
             half of what is free on a GPU. `program.run` is not portioned.
         tune_for: the kind of device, `"cpu"` or `"cuda"`, whose launch-saving passes are used;
             that of the regions where None. The program runs anywhere.
+        max_time: seconds that a call may take under `method="auto"`, by estimate, for the batch
+            of the regions; 10 by default. The plan is `program.info.plan`.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -105,6 +113,7 @@ def compile(
         keep_clean=keep_clean,
         tune_for=tune_for or _device_of(regions),
         tracks=tracks,
+        max_time=max_time,
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -117,7 +126,8 @@ def compile_model(
 ) -> BoundProgram:
     """Capture and compile; `named` in the order of `forward`."""
     captured = _capture(model, regions, named, options)
-    options = replace(options, norms=norms_by_name(captured, regions, named))
+    norms = norms_by_name(captured, regions, named)
+    options = replace(options, norms=norms, batch=_batch_of(captured, (*regions, *named.values())))
     return compile_capture(captured, _bounded_names(captured, regions, named), options)
 
 
@@ -166,7 +176,8 @@ def compile_capture(
 ) -> BoundProgram:
     """Compile what a frontend captured; `bounded` names the perturbed inputs."""
     source = captured.program
-    program, records = run_pipeline(source, pipeline(source, bounded, options), RegistryTable())
+    steps = pipeline(source, bounded, options)
+    program, records = run_pipeline(source, steps, RegistryTable())
     constants = dict(captured.constants)
     if isinstance(options.spec, LinearSpec):
         output = source.outputs[0]
@@ -191,9 +202,41 @@ def compile_capture(
         rounding=options.rounding,
         target=options.target,
         max_memory=options.max_memory,
+        plan=_plan(source, steps, records),
     )
     made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
     return made(program, captured.root, constants, info)
+
+
+def _plan(source: Program, steps: Sequence[Pass], records: Sequence[PassRecord]) -> Plan | None:
+    """The plan that was followed, if one was made."""
+    before = source
+    for step, record in zip(steps, records, strict=True):
+        if isinstance(step, RelaxPlanned):
+            return step.plan(before)
+        before = record.program
+    return None
+
+
+def plan_of(program: BoundProgram, batch: int = 1) -> Plan:
+    """The plan that a program follows, with its estimated cost, whatever its method.
+
+    Args:
+        program: compiled, not loaded: what the passes did is not saved.
+        batch: samples of a call; a plan that was made for `"auto"` keeps its own.
+
+    Raises:
+        ConfigError: a program that was loaded from a file.
+    """
+    if program.info.plan is not None:
+        made: Plan = program.info.plan
+        return made
+    concrete = [r.program for r in program.records if r.program.stage is Stage.CONCRETE]
+    if not concrete:
+        raise ConfigError("a loaded program has no record of its passes, and so no plan")
+    bounded = tuple(v.name for v in program.ir.inputs if isinstance(v.type, IntervalType))
+    what = Planned(bounded, batch, sound=program.info.sound, balls=bool(program.info.norms))
+    return fixed_plan(concrete[-1], what, program.method)
 
 
 def _in_dtype(tensor: Tensor, dtype: torch.dtype | None, options: CompileOptions) -> Tensor:
@@ -217,6 +260,15 @@ def _example(region: Region | Tensor) -> Tensor:
         f"expected Box, LinfBall, LpBall or a tensor, got {type(region).__name__}; "
         "e.g. boundgraph.LinfBall(x, eps=0.1)"
     )
+
+
+def _batch_of(captured: Capture, given: Sequence[Region | Tensor]) -> int:
+    """The size of the first dynamic dimension, 1 where there is none."""
+    for value, region in zip(captured.program.inputs, given, strict=True):
+        for size, entry in zip(_example(region).shape, value.type.shape, strict=True):
+            if isinstance(entry, Dim) and (entry.coeff, entry.offset) == (1, 0):
+                return max(1, int(size))
+    return 1
 
 
 def _device_of(regions: Sequence[Region | Tensor]) -> str:

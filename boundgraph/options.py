@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError
 
-METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown")
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
-TRAINING_METHODS = METHODS[:-1]
-SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown")
+TRAINING_METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
+METHODS = (*TRAINING_METHODS, "alpha-crown", "auto")
+SOUND_METHODS = ("ibp", "crown-ibp", "crown", "alpha-crown", "auto")
 TARGETS = ("real", "executed")
 
 
@@ -19,7 +19,7 @@ class CompileOptions:
     """How to compile.
 
     Args:
-        method: `"ibp"`, `"symbolic"` or `"mix"`.
+        method: one of `METHODS`.
         spec: bound rows of this specification instead of the outputs.
         frontend: `"auto"`, `"torch_fx"` or `"torch_export"`.
         training: allow BatchNorm in training mode (statistics from a clean batch).
@@ -35,6 +35,8 @@ class CompileOptions:
         keep_clean: where statistics come from a clean batch, its logits and statistics are
             outputs, too (internal; a training loss needs no second clean pass then).
         tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
+        max_time: seconds that a call should take under `"auto"`; None for a default.
+        batch: samples of a call that `"auto"` plans for.
     """
 
     method: str = "ibp"
@@ -52,6 +54,8 @@ class CompileOptions:
     keep_clean: bool = False
     tune_for: str = "cpu"
     tracks: bool = False
+    max_time: float | None = None
+    batch: int = 1
 
     @property
     def sound(self) -> bool:
@@ -66,6 +70,12 @@ class CompileOptions:
         if self.max_memory is not None and self.max_memory <= 0:
             raise ConfigError(
                 f"max_memory must be a positive number of bytes, got {self.max_memory}"
+            )
+        if self.max_time is not None and not self.max_time > 0:
+            raise ConfigError(f"max_time must be a positive number of seconds, got {self.max_time}")
+        if self.max_time is not None and self.method != "auto":
+            raise ConfigError(
+                f"max_time= is what method='auto' plans for; {self.method!r} has nothing to choose"
             )
         if self.tracks and not isinstance(self.spec, Margin):
             raise ConfigError("tracks=True needs spec=Margin(classes)")

@@ -23,9 +23,11 @@ from boundgraph.passes import (
     Pass,
     RelaxBackward,
     RelaxIBP,
+    RelaxPlanned,
     RelaxSymbolic,
     SplitBatch,
 )
+from boundgraph.planning import DEFAULT_BYTES, DEFAULT_SECONDS, MACHINES
 
 
 def pipeline(
@@ -59,6 +61,19 @@ def pipeline(
     steps += [*merges, *([] if executed else [FoldSpec()]), DeadCode()]
     if options.method == "ibp":
         steps.append(RelaxIBP(bounded, sound=options.sound, executed=executed, norms=options.norms))
+    elif options.method == "auto":
+        steps.append(
+            RelaxPlanned(
+                bounded,
+                options.batch,
+                options.max_time or DEFAULT_SECONDS,
+                options.max_memory or DEFAULT_BYTES,
+                options.tune_for if options.tune_for in MACHINES else "cpu",
+                lower_only=options.lower_only,
+                sound=options.sound,
+                norms=options.norms,
+            )
+        )
     elif "crown" in options.method:
         steps.append(
             RelaxBackward(

@@ -28,8 +28,18 @@ Target = Annotated[
     ),
 ]
 Method = Annotated[
-    str, typer.Option("--method", "-m", help="ibp, symbolic, mix, crown-ibp or crown.")
+    str,
+    typer.Option(
+        "--method", "-m", help="ibp, symbolic, mix, crown-ibp, crown, alpha-crown or auto."
+    ),
 ]
+MaxTime = Annotated[
+    float | None,
+    typer.Option(
+        "--max-time", help="With --method auto: seconds that bounds may take, by estimate."
+    ),
+]
+MaxMemory = Annotated[int | None, typer.Option("--max-memory", help="Bytes that bounds may take.")]
 Methods = Annotated[
     str,
     typer.Option(

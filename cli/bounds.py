@@ -10,6 +10,8 @@ from boundgraph.cli._console import Output
 from boundgraph.cli._options import (
     Clip,
     Json,
+    MaxMemory,
+    MaxTime,
     Method,
     ModelFile,
     Norm,
@@ -46,6 +48,8 @@ def bounds_command(
     ] = False,
     rows: Annotated[int, typer.Option(help="Rows to print per output.")] = 20,
     rounding: Rounding = "nearest",
+    max_time: MaxTime = None,
+    max_memory: MaxMemory = None,
     as_json: Json = False,
 ) -> None:
     """Print bounds of the outputs when every input moves by at most EPS."""
@@ -63,7 +67,12 @@ def bounds_command(
     limits = parse_clip(clip)
     p = parse_norm(norm)
     regions = [ball(x, eps, p, limits) if x.is_floating_point() else x for x in loaded.inputs]
-    options: dict[str, Any] = {"norm": p, "rounding": rounding}
+    options: dict[str, Any] = {
+        "norm": p,
+        "rounding": rounding,
+        "max_time": max_time,
+        "max_memory": max_memory,
+    }
     program = compile_loaded(loaded, method, margin=label is not None, **options)
     labels = None if label is None else torch.full((len(loaded.inputs[0]),), label)
     with torch.no_grad():

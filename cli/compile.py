@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from boundgraph.cli._console import Output, number
-from boundgraph.cli._options import Json, Method, ModelFile, examples
+from boundgraph.cli._options import Json, MaxMemory, MaxTime, Method, ModelFile, examples
+from boundgraph.cli._plan import MOST_BYTES, show_plan
 
 if TYPE_CHECKING:
     from boundgraph.cli._model_file import LoadedModel
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 EXAMPLES = examples(
     "boundgraph compile model.py",
     "boundgraph compile model.py:net --method mix --margin -o net.bgp",
+    "boundgraph compile model.py --method auto --max-time 0.5",
     "boundgraph compile model.py --gpu-report",
     "boundgraph compile --check model.py --method crown-ibp",
 )
@@ -44,6 +46,8 @@ def compile_command(
             "GPU needed.",
         ),
     ] = False,
+    max_time: MaxTime = None,
+    max_memory: MaxMemory = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only say whether it can be bounded: no run, no file.")
     ] = False,
@@ -54,21 +58,23 @@ def compile_command(
 
     out = Output(as_json)
     loaded = load_model_file(model, run=not check)
+    budget: dict[str, Any] = {"max_time": max_time, "max_memory": max_memory}
     if check:
-        _check(out, loaded, method, margin)
+        _check(out, loaded, method, margin, budget)
         return
     started = time.perf_counter()
-    program = compile_loaded(loaded, method, margin=margin)
+    program = compile_loaded(loaded, method, margin=margin, **budget)
     seconds = time.perf_counter() - started
     _captured(out, loaded, program)
     _passes(out, program)
+    plan = _plan(out, loaded, program)
     cost = _cost(loaded, program)
     _show_cost(out, cost)
     kernels = None
     if gpu:
         from boundgraph.cli._gpu import gpu_report
 
-        tuned = compile_loaded(loaded, method, margin=margin, tune_for="cuda")
+        tuned = compile_loaded(loaded, method, margin=margin, tune_for="cuda", **budget)
         kernels = gpu_report(out, loaded, tuned)
     path = output or Path(f"{loaded.path.stem}.bgp")
     program.save(path)
@@ -88,6 +94,7 @@ def compile_command(
                 }
                 for record in program.records
             ],
+            "plan": plan,
             "cost": cost,
             **({} if kernels is None else {"gpu": kernels}),
             "seconds": seconds,
@@ -96,9 +103,11 @@ def compile_command(
     )
 
 
-def _check(out: Output, loaded: LoadedModel, method: str, margin: bool) -> None:
+def _check(
+    out: Output, loaded: LoadedModel, method: str, margin: bool, budget: dict[str, Any]
+) -> None:
     """Capture and compile; what cannot be bounded ends as an error that lists all of it."""
-    program = compile_loaded(loaded, method, margin=margin)
+    program = compile_loaded(loaded, method, margin=margin, **budget)
     _captured(out, loaded, program)
     out.say(f"Every op has a rule for {method}.", style="bold")
     counts = Counter(node.op for node in program.records[0].program.nodes)
@@ -119,8 +128,7 @@ def compile_loaded(
     *,
     margin: bool = False,
     norm: float = math.inf,
-    tune_for: str | None = None,
-    rounding: str = "nearest",
+    **options: Any,
 ) -> BoundProgram:
     """Compile a loaded model; every floating-point input is a region."""
     import torch
@@ -139,7 +147,6 @@ def compile_loaded(
             raise SpecError(f"a margin needs outputs of shape [batch, classes]; got {shape}")
         spec = Margin(output.shape[1])
     regions = [ball(x, 0.0, norm) if x.is_floating_point() else x for x in loaded.inputs]
-    options: dict[str, Any] = {"tune_for": tune_for, "rounding": rounding}
     return compile(loaded.model, *regions, method=method, spec=spec, **options)
 
 
@@ -175,27 +182,52 @@ def _passes(out: Output, program: BoundProgram) -> None:
     out.table("Passes (nodes)", columns, rows, right=(2, 3, 4, 5))
 
 
+def _example(loaded: LoadedModel, program: BoundProgram) -> tuple[list[Any], Any]:
+    """The example input as regions without width, and labels where they are needed."""
+    import torch
+
+    from boundgraph.domains.interval import Interval
+
+    inputs = [Interval(x, x) if x.is_floating_point() else x for x in loaded.inputs]
+    if program.spec is None:
+        return inputs, None
+    return inputs, torch.zeros(len(loaded.inputs[0]), dtype=torch.int64)
+
+
+def _plan(out: Output, loaded: LoadedModel, program: BoundProgram) -> dict[str, Any]:
+    """What is bounded how, at what cost."""
+    from boundgraph.compiler import plan_of
+    from boundgraph.runtime.memory import peak_bytes
+    from boundgraph.runtime.timing import measure
+
+    inputs, labels = _example(loaded, program)
+    batch = len(loaded.inputs[0])
+    # The search for slopes repeats its program; one run of it says nothing.
+    timed = peak_bytes(program.ir, batch) <= MOST_BYTES and not program.info.slopes
+    times = measure(program, inputs, labels) if timed else None
+    return show_plan(out, plan_of(program, batch), times)
+
+
 def _cost(loaded: LoadedModel, program: BoundProgram) -> dict[str, Any]:
     """Arithmetic and time of the model and of its bounds, for the example inputs."""
     import torch
 
-    from boundgraph.domains.interval import Interval
     from boundgraph.runtime.memory import peak_bytes
 
-    inputs = [Interval(x, x) if x.is_floating_point() else x for x in loaded.inputs]
-    labels = None
-    if program.spec is not None:
-        labels = torch.zeros(len(loaded.inputs[0]), dtype=torch.int64)
+    inputs, labels = _example(loaded, program)
+    batch = len(loaded.inputs[0])
+    whole = peak_bytes(program.ir, batch) <= MOST_BYTES
+    run = program.run if whole else program.run_within
     with torch.no_grad():
         model = _measure(lambda: loaded.model(*loaded.inputs))
-        bounds = _measure(lambda: program.run(inputs, labels))
+        bounds = _measure(lambda: run(inputs, labels))
     return {
-        "batch": len(loaded.inputs[0]),
+        "batch": batch,
         "model_flops": model[0],
         "bounds_flops": bounds[0],
         "model_ms": model[1],
         "bounds_ms": bounds[1],
-        "bounds_peak_bytes": peak_bytes(program.ir, len(loaded.inputs[0])),
+        "bounds_peak_bytes": peak_bytes(program.ir, batch),
     }
 
 

@@ -20,5 +20,6 @@ from boundgraph.passes.manager import PassRecord as PassRecord
 from boundgraph.passes.manager import run_pipeline as run_pipeline
 from boundgraph.passes.relax_backward import RelaxBackward as RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP as RelaxIBP
+from boundgraph.passes.relax_planned import RelaxPlanned as RelaxPlanned
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic
 from boundgraph.passes.split_batch import SplitBatch as SplitBatch

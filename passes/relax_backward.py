@@ -54,6 +54,8 @@ class RelaxBackward(Pass):
         linear: after its bounds the only output gives the forms at the perturbed inputs, and
             the bounds of what the walk left behind as intervals, if anything.
         forward: positions of outputs whose interval is wanted, without a walk.
+        only: names of the values that `intermediate` means; None for all that matter.
+        meet: the outputs' backward bounds are intersected with their intervals.
     """
 
     bounded: tuple[str, ...]
@@ -64,6 +66,8 @@ class RelaxBackward(Pass):
     norms: Norms = ()
     linear: bool = False
     forward: tuple[int, ...] = ()
+    only: tuple[str, ...] | None = None
+    meet: bool = False
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -168,7 +172,11 @@ class Run:
             return [self.plain[key]]
         if key not in self.nodes or position in self.options.forward:
             return [self.interval[key]]
-        return [self._backward(value, signed=not self.options.lower_only)]
+        back = self._backward(value, signed=not self.options.lower_only)
+        if not self.options.meet:
+            return [back]
+        met = (self.interval[key], back)
+        return [self.builder.add("interval.meet", met, back.type, name=f"{value.name}_met")]
 
     def _tighten(self, value: Value) -> None:
         """Replace a value's interval by its intersection with backward bounds.
@@ -177,7 +185,10 @@ class Run:
         splits are tightened: the others need no backward bounds.
         """
         key = str(value)
-        if key not in self.nodes or not self._worth_it(value):
+        only = self.options.only
+        if key not in self.nodes or (only is not None and value.name not in only):
+            return
+        if not self._worth_it(value):
             return
         back = self._backward(value, signed=True)
         kinks = self._kinks(key)

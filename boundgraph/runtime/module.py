@@ -65,6 +65,7 @@ class ProgramInfo:
         rounding: `"nearest"` or `"sound"`.
         target: what a sound bound contains, `"real"` or `"executed"`.
         max_memory: bytes that a call may take for its bounds; None for a default.
+        plan: what method `"auto"` chose, and why (`boundgraph.planning.Plan`).
     """
 
     method: str
@@ -80,6 +81,7 @@ class ProgramInfo:
     rounding: str = "nearest"
     target: str = "real"
     max_memory: int | None = None
+    plan: Any = field(default=None, compare=False)
 
     @property
     def sound(self) -> bool:

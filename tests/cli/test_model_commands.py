@@ -48,6 +48,25 @@ def test_compile_json(run, model_file):
     assert (model_file.parent / "other.bgp").is_file()
 
 
+def test_compile_prints_the_plan(run, model_file):
+    done = run("compile", model_file, "--method", "auto", "--max-time", "5")
+    assert done.code == 0, done.err
+    for said in ("Plan (backward, batch 2)", "read by", "backward", "Considered", "Budget: 5 s"):
+        assert said in done.out
+    found = run("compile", model_file, "--method", "auto", "--json").json["plan"]
+    assert found["schedule"] == "backward"
+    assert found["estimated_seconds"] <= found["budget"]["seconds"] == 10
+    assert found["measured_seconds"] > 0
+    assert {option["name"] for option in found["considered"]} >= {"interval", "forward"}
+    assert all(entry["measured_ms"] > 0 for entry in found["values"] if entry["flops"])
+
+
+def test_a_budget_is_for_auto(run, model_file):
+    done = run("compile", model_file, "--method", "ibp", "--max-time", "5")
+    assert done.code == 2
+    assert "max_time" in done.err
+
+
 @pytest.mark.parametrize("method", ["ibp", "symbolic", "mix", "crown-ibp", "crown"])
 def test_bounds(run, model_file, method):
     if method.startswith("crown"):

@@ -25,6 +25,7 @@ BASE = {"errors", "source"}
 IR = BASE | {"ir"}
 CORE = IR | {"domains", "relaxations", "ops"}
 LOWER = CORE | {"runtime", "passes", "frontends", "compiler", "fingerprint", "options", "pipeline"}
+LOWER |= {"planning"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"source"},
     "source": set(),
@@ -34,10 +35,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "relaxations": {"domains"},
     "ops": IR | {"domains", "relaxations"},
     "runtime": CORE,
-    "passes": CORE,
+    "planning": CORE,
+    "passes": CORE | {"planning"},
     "frontends": CORE,
     "options": BASE | {"domains"},
-    "pipeline": CORE | {"passes", "options"},
+    "pipeline": CORE | {"passes", "options", "planning"},
     "compiler": LOWER,
     "linearize": LOWER,
     "data": BASE | {"domains"},
