@@ -25,6 +25,7 @@ from boundgraph.passes import (
     RelaxIBP,
     RelaxPlanned,
     RelaxSymbolic,
+    ReluRows,
     SplitBatch,
 )
 from boundgraph.planning import DEFAULT_BYTES, DEFAULT_SECONDS, MACHINES
@@ -99,5 +100,5 @@ def pipeline(
     if options.tune_for == "cuda" and not options.sound:
         steps.append(PairProducts())
         if options.lower_only:
-            steps.append(MarginProduct())
+            steps += [MarginProduct(), ReluRows()]
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())

@@ -22,4 +22,5 @@ from boundgraph.passes.relax_backward import RelaxBackward as RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP as RelaxIBP
 from boundgraph.passes.relax_planned import RelaxPlanned as RelaxPlanned
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic
+from boundgraph.passes.relu_rows import ReluRows as ReluRows
 from boundgraph.passes.split_batch import SplitBatch as SplitBatch

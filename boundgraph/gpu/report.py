@@ -21,6 +21,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.errors import GpuReportError
 from boundgraph.gpu import _inductor
 from boundgraph.gpu._inductor import GraphCode, Resources, SchedulerKernel
+from boundgraph.training.step import CUDA_OPTIONS
 
 if TYPE_CHECKING:
     from boundgraph.runtime.module import BoundProgram
@@ -28,8 +29,8 @@ if TYPE_CHECKING:
     from boundgraph.training.step import Step
 
 DISCLAIMER = "Generated code and a model of a GPU; nothing here was timed on one."
-SIDE_BY_SIDE: Mapping[str, Any] = {"combo_kernels": True, "benchmark_combo_kernel": False}
-"""Inductor options that lay independent small kernels into one launch."""
+SIDE_BY_SIDE = CUDA_OPTIONS
+"""The Inductor options of a compiled step, which lay small kernels into one launch."""
 
 
 @dataclass(frozen=True)

@@ -191,6 +191,8 @@ def _infer_bound_only(node: Node) -> TensorType:
         return _merged([v.type for v in node.inputs if not isinstance(v.type, IntervalType)])
     if op == "backward.sign":
         return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
+    if op == "backward.relu_rows":
+        return type_
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
     if node.op in ("interval.linear_pair", "interval.linear_margin_lower"):

@@ -16,6 +16,7 @@ from torch import Tensor
 from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
+from boundgraph.domains.relu_rows import relu_form
 from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
@@ -205,6 +206,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "symbolic.ball": _ball_input,
     "backward.seed": _seed,
     "backward.merge": sum_forms,
+    "backward.relu_rows": relu_form,
     "backward.sign": _sign,
     "backward.assemble": _assemble,
     "backward.sound.assemble": _assemble_sound,

@@ -23,6 +23,15 @@ _NO_GRAD_TRACING = (
 )
 _WATCHED = ("clean loss", "bound loss", "gradient")
 
+CUDA_OPTIONS: Mapping[str, Any] = {
+    # Independent small kernels share a launch; see docs/gpu.md.
+    "combo_kernels": True,
+    "benchmark_combo_kernel": False,
+    # A sum over the rows of a form stays in the pass that reads them (domains/relu_rows.py).
+    "realize_acc_reads_threshold": 64,
+}
+"""Inductor options of a step on a CUDA device, for this step only."""
+
 
 class StepWarning(UserWarning):
     """A step runs less compiled than asked for; the message has the reason."""
@@ -181,8 +190,7 @@ class Step:
         """Keyword arguments of torch.compile, for this step only."""
         if self.backend != "inductor" or self.device.type != "cuda" or "mode" in self.options:
             return self.options
-        # Independent small kernels share a launch; see docs/gpu.md.
-        chosen: dict[str, Any] = {"combo_kernels": True, "benchmark_combo_kernel": False}
+        chosen: dict[str, Any] = dict(CUDA_OPTIONS)
         if self.cuda_graphs:
             chosen["triton.cudagraphs"] = True
         return self.options | {"options": chosen | dict(self.options.get("options", {}))}
