@@ -19,7 +19,6 @@ from boundgraph.ir.program import Program
 from boundgraph.ir.types import Dim, IntervalType, Stage
 from boundgraph.ops._infer import RegistryTable
 from boundgraph.options import METHODS as METHODS
-from boundgraph.options import SOUND_METHODS as SOUND_METHODS
 from boundgraph.options import TARGETS as TARGETS
 from boundgraph.options import TRAINING_METHODS as TRAINING_METHODS
 from boundgraph.options import CompileOptions as CompileOptions

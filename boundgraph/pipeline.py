@@ -95,6 +95,7 @@ def pipeline(
                 mix=options.method == "mix",
                 keep=options.keep_symbolic,
                 norms=options.norms,
+                sound=options.sound,
             )
         )
     if options.tune_for == "cuda" and not options.sound:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -11,8 +12,12 @@ from boundgraph.errors import Diagnostic, UnsupportedError
 from boundgraph.ir.program import Node, Program, ProgramBuilder, Value
 from boundgraph.ir.types import IntervalType, Shape, Stage, SymbolicType, TensorType
 from boundgraph.ops import Kind, OpSpec
+from boundgraph.ops._sound import SOUND
+from boundgraph.ops._sound_symbolic import SYMBOLS, carries
+from boundgraph.ops._sound_terms import attributes, precision_of
 from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
 from boundgraph.passes._balls import Balls, Norms
+from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
 from boundgraph.passes._unsupported import diagnose, mixes_samples
 from boundgraph.passes.manager import Effect, Pass
 
@@ -38,12 +43,15 @@ class RelaxSymbolic(Pass):
         mix: run the interval track.
         keep: outputs stay symbolic, for users of the linear dependence.
         norms: which of the inputs are p-balls, and p: their symbols share the unit ball.
+        sound: intervals and symbols account for rounding; an op whose symbolic rule has no
+            rounding analysis starts anew from its interval.
     """
 
     bounded: tuple[str, ...]
     mix: bool = False
     keep: bool = False
     norms: Norms = ()
+    sound: bool = False
 
     name: ClassVar[str] = "relax-symbolic"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -79,6 +87,7 @@ class _Run:
     pre: dict[str, Value] = field(default_factory=dict)
     batch: dict[str, int | None] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
+    symbols: dict[str, int] = field(default_factory=dict)
 
     def add_input(self, value: Value) -> None:
         if value.name not in self.options.bounded:
@@ -108,6 +117,8 @@ class _Run:
     def add_node(self, node: Node) -> None:
         bounded = [i for i, value in enumerate(node.inputs) if str(value) in self.symbolic]
         if not bounded:
+            if self.options.sound and not computes_exactly(node, ops.get(node.op)):
+                self.problems.append(unsound(node, "it computes a constant with rounding"))
             self.plain[str(node.result)] = self.builder.add(
                 node.op,
                 [self.plain[str(value)] for value in node.inputs],
@@ -132,9 +143,12 @@ class _Run:
         linear = spec.symbolic is not None and (
             not spec.relaxed or (spec.kind is Kind.BILINEAR and len(bounded) == 1)
         )
-        if linear:
+        carried = spec.symbolic is not None and (
+            not self.options.sound or carries(spec, not linear, node.attrs)
+        )
+        if linear and carried:
             self._linear(node)
-        elif spec.symbolic is not None:
+        elif carried:
             self._relaxed(node, bounded)
         else:
             self._restart(node)
@@ -172,6 +186,7 @@ class _Run:
             self._give_up(node)
             return
         block = node.result.name
+        self.symbols[block] = math.prod(features)
         blocks = dict.fromkeys(
             name
             for operand in operands
@@ -202,8 +217,13 @@ class _Run:
         key = str(value)
         if key not in self.pre:
             type_ = IntervalType(value.type.dtype, value.type.shape)
+            symbolic, sound = self.symbolic[key], self.options.sound
             found = self.builder.add(
-                "symbolic.concretize", (self.symbolic[key],), type_, name=f"{value.name}_bounds"
+                "symbolic.sound.concretize" if sound else "symbolic.concretize",
+                (symbolic,),
+                type_,
+                {SYMBOLS: self._count(symbolic)} if sound else {},
+                name=f"{value.name}_bounds",
             )
             if self.options.mix:
                 found = self.builder.add(
@@ -227,11 +247,15 @@ class _Run:
         type_ = interval.type
         batch = self.batch[key]
         features = self._features(type_.shape, batch, node) or ()
+        self.symbols[block] = math.prod(features)
+        extra: dict[str, object] = {}
+        if self.options.sound:
+            op, extra = "symbolic.sound.fresh", {"precision": precision_of(type_.dtype)}
         return self.builder.add(
             op,
             (interval, *more),
             SymbolicType(type_.dtype, type_.shape, (block,)),
-            {"block": block, "batch_dim": batch, "features": features},
+            {"block": block, "batch_dim": batch, "features": features, **extra},
             name=f"{block}_symbols".replace(".", "_"),
         )
 
@@ -261,16 +285,30 @@ class _Run:
         attrs: dict[str, object],
     ) -> Value:
         type_ = SymbolicType(node.result.type.dtype, node.result.type.shape, blocks)
+        spec = ops.get(node.op)
+        if self.options.sound and spec is not None:
+            op = op.replace(SYMBOLIC, SYMBOLIC + SOUND)
+            attrs |= attributes(spec, node.inputs, node, wide=True)
+            attrs[SYMBOLS] = sum(self.symbols[name] for name in blocks)
         return self.builder.add(op, operands, type_, attrs, name=node.result.name, span=node.span)
 
     def _add_interval(self, node: Node, operands: list[Value]) -> Value:
         type_ = IntervalType(node.result.type.dtype, node.result.type.shape)
         name = f"{node.result.name}_interval"
         spec = ops.get(node.op)
-        over_ball = None if spec is None else self.balls.interval(node, spec, operands)
-        return over_ball or self.builder.add(
-            INTERVAL + node.op, operands, type_, node.attrs, name=name, span=node.span
+        assert spec is not None
+        op, attrs = INTERVAL + node.op, node.attrs
+        if self.options.sound:
+            op, attrs, problem = sound_interval(node, spec, operands, wide=True)
+            self.problems += [] if problem is None else [problem]
+        return self.balls.interval(node, spec, operands) or self.builder.add(
+            op, operands, type_, attrs, name=name, span=node.span
         )
+
+    def _count(self, symbolic: Value) -> int:
+        """Symbols of a value, those of all blocks together."""
+        assert isinstance(symbolic.type, SymbolicType)
+        return sum(self.symbols[name] for name in symbolic.type.blocks)
 
     def _give_up(self, node: Node) -> None:
         """Stand-ins, so that the remaining problems are found too; never part of a result."""

@@ -20,8 +20,8 @@ SYMBOLIC_PREFIX = "symbolic."
 BACKWARD_PREFIX = "backward."
 # Turns forms into the interval of the value that they started from.
 ASSEMBLE = ("backward.assemble", "backward.sound.assemble")
-# The one symbolic op whose result is an interval: it gives the symbols up.
-CONCRETIZE = "symbolic.concretize"
+# The symbolic ops whose result is an interval: they give the symbols up.
+CONCRETIZE = ("symbolic.concretize", "symbolic.sound.concretize")
 
 _NAME = re.compile(r"[A-Za-z0-9_.]+")
 # A submodule may be called `block1-0`.
@@ -254,7 +254,7 @@ def bounded_ops_give_bounds(program: Program, ops: OpTable) -> Iterator[str]:
 
 def _result_of(op: str) -> tuple[type[TensorType], str]:
     """The kind of type that a bounded op gives, and its name in messages."""
-    if op.startswith(INTERVAL_PREFIX) or op in (CONCRETIZE, *ASSEMBLE):
+    if op.startswith(INTERVAL_PREFIX) or op in (*CONCRETIZE, *ASSEMBLE):
         return IntervalType, "an interval"
     if op.startswith(BACKWARD_PREFIX):
         return FormType, "a form"

@@ -110,7 +110,7 @@ def infer_node(node: Node) -> TensorType | None:
         return _infer_backward(node)
     prefix = next((p for p in (INTERVAL, SYMBOLIC) if node.op.startswith(p)), "")
     operands, attrs, name = node.inputs, node.attrs, node.op.removeprefix(prefix)
-    if prefix == INTERVAL and name.startswith(SOUND):
+    if prefix and name.startswith(SOUND):
         name = name.removeprefix(SOUND)
         attrs = Attrs((k, v) for k, v in attrs.items() if k not in SOUND_ATTRS)
     if prefix == INTERVAL and name.startswith(BALL):
@@ -181,7 +181,7 @@ def _rows(attrs: Attrs) -> Size:
 
 def _infer_bound_only(node: Node) -> TensorType:
     type_, op = node.inputs[0].type, node.op.replace(SOUND, "", 1)
-    if node.op in ("symbolic.fresh", "symbolic.ball"):
+    if op in ("symbolic.fresh", "symbolic.ball"):
         return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
     if op == "backward.seed":
         rows = _rows(node.attrs)

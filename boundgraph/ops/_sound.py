@@ -38,7 +38,7 @@ SOUND = "sound."
 TERMS, PRECISION = "terms", "precision"
 PARTS, FULL, WIDE = "parts", "full", "wide"
 # Attributes of a sound node beside those of its op.
-SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL, WIDE)
+SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL, WIDE, "symbols")
 # What `backward.sound.OP` is told of an affine step.
 STEP = ("bounded", "moves", "direct", TERMS, FULL, WIDE, "operand_dims")
 # Roundings of an interval rule beside those of the op: two products and a sum.

@@ -20,7 +20,7 @@ from boundgraph.domains.relu_rows import relu_form
 from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
-from boundgraph.ops import _ball, _sound, _sound_backward, _spec
+from boundgraph.ops import _ball, _sound, _sound_backward, _sound_symbolic, _spec
 from boundgraph.ops._spec import Rule
 
 INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
@@ -211,10 +211,15 @@ BOUND_ONLY: dict[str, Rule] = {
     "backward.assemble": _assemble,
     "backward.sound.assemble": _assemble_sound,
     **_sound_backward.BOUND_ONLY,
+    **_sound_symbolic.BOUND_ONLY,
 }
 
 
-_DERIVED = ((INTERVAL, _sound.interval_rule), (BACKWARD, _sound_backward.backward_rule))
+_DERIVED = (
+    (INTERVAL, _sound.interval_rule),
+    (BACKWARD, _sound_backward.backward_rule),
+    (SYMBOLIC, _sound_symbolic.symbolic_rule),
+)
 
 
 def rule(op: str) -> Rule:

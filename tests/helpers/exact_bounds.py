@@ -18,7 +18,7 @@ from boundgraph.compiler import _capture as capture_model
 from boundgraph.runtime.emit import ConstantTable, parameter_lookup
 from boundgraph.testing._exact import ExactProgram, fractions, outside
 
-METHODS = ("ibp", "crown-ibp", "crown")
+METHODS = ("ibp", "crown-ibp", "crown", "symbolic", "mix")
 
 
 def exact_program(model: nn.Module, regions: Sequence[Any]) -> ExactProgram:
