@@ -90,8 +90,7 @@ class CompileOptions:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target != "real" and not self.sound:
             raise ConfigError(f"target={self.target!r} needs rounding='sound'")
-        if self.sound and self.norms:
-            raise ConfigError("rounding='sound' takes boxes and L-infinity balls, not p-balls")
+        self._check_sound_balls()
         if self.target != "real" and self.method != "ibp":
             raise ConfigError(
                 f"target={self.target!r} needs method='ibp': linear bounds relate real numbers, "
@@ -105,4 +104,19 @@ class CompileOptions:
         if self.sound and self.training:
             raise ConfigError(
                 "rounding='sound' certifies; statistics of a training batch have no sound rule"
+            )
+
+    def _check_sound_balls(self) -> None:
+        if not self.sound or not self.norms:
+            return
+        unknown = [norm for _, norm in self.norms if norm not in (1.0, 2.0)]
+        if unknown:
+            raise ConfigError(
+                f"rounding='sound' knows balls of the 1-, 2- and infinity-norm, not of the "
+                f"{unknown[0]:g}-norm, whose powers have no declared rounding"
+            )
+        if self.method in ("symbolic", "mix") or self.target != "real":
+            raise ConfigError(
+                "rounding='sound' takes p-balls with ibp, crown-ibp, crown and alpha-crown and "
+                f"the real network, not with method {self.method!r} and target {self.target!r}"
             )

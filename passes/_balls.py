@@ -10,7 +10,9 @@ from boundgraph.ir.program import Node, ProgramBuilder, Value
 from boundgraph.ir.types import Dim, IntervalType, TensorType
 from boundgraph.ops import OpSpec
 from boundgraph.ops._ball import BALL
+from boundgraph.ops._sound import SOUND
 from boundgraph.ops.bounded import INTERVAL
+from boundgraph.passes._rounded import sound_interval
 
 Norms = tuple[tuple[str, float], ...]
 CENTER, REACH = "_center", "_reach"
@@ -35,10 +37,12 @@ class Balls:
         norms: names of inputs and p of their balls; their centre and radius become further
             inputs of the program, after all others.
         builder: of the bounded program.
+        sound: rules account for rounding.
     """
 
     norms: Norms
     builder: ProgramBuilder
+    sound: bool = False
     found: dict[str, Ball] = field(default_factory=dict)
 
     def add_inputs(self, inputs: Sequence[Value]) -> None:
@@ -58,10 +62,15 @@ class Balls:
                     norms[value.name],
                 )
 
-    def interval(self, node: Node, spec: OpSpec, operands: Sequence[Value]) -> Value | None:
+    def interval(
+        self, node: Node, spec: OpSpec, operands: Sequence[Value], *, wide: bool = False
+    ) -> Value | None:
         """The interval of a node whose first operand is a ball, where that is of use.
 
         A node that only moves elements hands the ball on and needs nothing here.
+
+        Args:
+            wide: with `sound`, take long sums of centres in float64.
         """
         ball = self.found.get(str(node.inputs[0])) if node.inputs else None
         if ball is None:
@@ -80,12 +89,17 @@ class Balls:
         bounded = [i for i, v in enumerate(operands) if isinstance(v.type, IntervalType)]
         if spec.row_norm is None or bounded != [0] or not self._keeps_samples(node, spec):
             return None
-        type_ = node.result.type
+        type_, op, attrs = node.result.type, INTERVAL + BALL + node.op, dict(node.attrs)
+        if self.sound:
+            name, kept, problem = sound_interval(node, spec, operands, wide=wide)
+            if problem is not None:
+                return None
+            op, attrs = name.replace(SOUND, SOUND + BALL, 1), dict(kept)
         return self.builder.add(
-            INTERVAL + BALL + node.op,
+            op,
             (operands[0], ball.center, ball.reach, *operands[1:]),
             IntervalType(type_.dtype, type_.shape),
-            dict(node.attrs) | {"norm": ball.norm, "rank": len(type_.shape)},
+            attrs | {"norm": ball.norm, "rank": len(type_.shape)},
             name=f"{node.result.name}_interval",
             span=node.span,
         )

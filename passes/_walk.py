@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from boundgraph import ops
 from boundgraph.ir.program import Node, Value
 from boundgraph.ir.types import Dim, FormType, Shape, plain
+from boundgraph.ops import OpSpec
 from boundgraph.ops._sound_terms import backward_attributes, precision_of
 from boundgraph.passes._unsupported import mixes_samples
 
@@ -93,15 +94,7 @@ class Walk:
         for position, i in enumerate(bounded):
             operand = node.inputs[i]
             if run.options.sound:
-                attrs |= backward_attributes(
-                    spec,
-                    node.inputs,
-                    bounded,
-                    node,
-                    run.batch[key],
-                    direct=run.direct(node),
-                    operand_dims=run.sample_dims(str(operand)),
-                )
+                attrs |= self._rounding(node, spec, bounded, operand)
             shape = self._shape(str(operand), shared=shared)
             new = run.builder.add(
                 run.prefix + node.op,
@@ -114,6 +107,21 @@ class Walk:
             if form.name in self._signed_forms:
                 self._signed_forms.add(new.name)
             self.forms.setdefault(str(operand), []).append(new)
+
+    def _rounding(
+        self, node: Node, spec: OpSpec, bounded: list[int], operand: Value
+    ) -> dict[str, Any]:
+        """What a rule that accounts for rounding is told of a step to an operand."""
+        run = self.run
+        return backward_attributes(
+            spec,
+            node.inputs,
+            bounded,
+            node,
+            run.batch[str(node.result)],
+            direct=run.direct(node),
+            operand_dims=run.sample_dims(str(operand)),
+        )
 
     def ends(self) -> list[tuple[Value, str]]:
         """Forms over regions and over the intervals where the walk stopped."""

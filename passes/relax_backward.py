@@ -75,7 +75,7 @@ class RelaxBackward(Pass):
 
     def run(self, program: Program) -> Program:
         builder = ProgramBuilder(Stage.BOUNDED)
-        run = Run(self, program, builder, Balls(self.norms, builder))
+        run = Run(self, program, builder, Balls(self.norms, builder, self.sound))
         for value in program.params:
             run.plain[str(value)] = run.builder.param(value.name, value.type)
         for value in program.inputs:
@@ -149,7 +149,8 @@ class Run:
             # One product for each layer in float64, beside those of all rows.
             op, attrs, problem = sound_interval(node, spec, operands, wide=True)
             self.problems += [] if problem is None else [problem]
-        self.interval[key] = self.balls.interval(node, spec, operands) or self.builder.add(
+        refined = self.balls.interval(node, spec, operands, wide=True)
+        self.interval[key] = refined or self.builder.add(
             op,
             operands,
             IntervalType(type_.dtype, type_.shape),
@@ -157,7 +158,8 @@ class Run:
             name=f"{node.result.name}_interval",
             span=node.span,
         )
-        self.read[str(self.interval[key])] = tuple(map(str, operands))
+        if refined is None:
+            self.read[str(self.interval[key])] = tuple(map(str, operands))
 
     def output(self, position: int) -> list[Value]:
         value = self.program.outputs[position]

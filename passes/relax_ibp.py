@@ -55,7 +55,7 @@ class RelaxIBP(Pass):
             if value.name in self.bounded:
                 type_ = IntervalType(type_.dtype, type_.shape)
             values[str(value)] = builder.input(value.name, type_)
-        balls = Balls(self.norms, builder)
+        balls = Balls(self.norms, builder, self.sound)
         balls.add_inputs(program.inputs)
         for node in program.nodes:
             operands = [values[str(value)] for value in node.inputs]
@@ -71,11 +71,11 @@ class RelaxIBP(Pass):
                 rejected = [i for i in positions if spec is None or not spec.accepts(i)]
                 if spec is None or spec.interval is None or rejected:
                     problems.append(diagnose(node, spec, rejected or positions))
-                elif self.sound:
-                    op, attrs, found = sound_interval(node, spec, operands, executed=self.executed)
                 elif (refined := balls.interval(node, spec, operands)) is not None:
                     values[str(node.result)] = refined
                     continue
+                elif self.sound:
+                    op, attrs, found = sound_interval(node, spec, operands, executed=self.executed)
                 op = op if op != node.op else INTERVAL + node.op
                 type_ = IntervalType(type_.dtype, type_.shape)
             if found is not None:

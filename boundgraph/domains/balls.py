@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.rounding import Precision, grown
 
 _BALL_BLOCK = re.compile(r"\.ball\.(?P<norm>[0-9.]+)$")
 
@@ -58,6 +59,24 @@ def safe_norm(x: Tensor, norm: float, dim: int) -> Tensor:
     peak = x.abs().amax(dim, keepdim=True).detach()
     peak = torch.where(peak > 0, peak, 1.0)
     return torch.linalg.vector_norm(x / peak, norm, dim=dim) * peak.squeeze(dim)
+
+
+def norm_above(x: Tensor, norm: float, dim: int, elements: int, p: Precision) -> Tensor:
+    """Above ‖x‖ over a dimension, for the 2-norm and the largest element.
+
+    x is divided by its largest element, so that squares neither overflow nor matter where they
+    underflow; each is then off by a few roundings, their sum by γ, and the root by one.
+
+    Args:
+        elements: length of the dimension.
+    """
+    peak = x.abs().amax(dim)
+    if norm == math.inf:
+        return peak
+    scaled = x / torch.where(peak > 0, peak, 1.0).unsqueeze(dim)
+    total = (scaled * scaled).sum(dim)
+    total = total * (1.0 + 2.0 * p.gamma(elements + 16)) + 16.0 * (elements + 4) * p.tiny
+    return grown(total.sqrt() * peak, p)
 
 
 def least_over_ball(

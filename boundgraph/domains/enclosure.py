@@ -7,8 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from boundgraph.domains.balls import BallInterval
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import Box, LinfBall
+from boundgraph.domains.regions import Box, LinfBall, LpBall
 from boundgraph.errors import RegionError
 
 
@@ -17,20 +18,25 @@ def enclosure(region: object) -> Interval:
 
     A `Box` is between its own tensors already. The corners of a ball, `center ± eps`, are
     formed in float64 and rounded away from the centre, then cut to `clip`, rounded outward.
+    The radius of a p-ball is rounded up.
 
     Raises:
         RegionError: a kind of region whose corners nobody rounds.
     """
     if isinstance(region, Box):
         return region.interval()
-    if not isinstance(region, LinfBall):
+    if not isinstance(region, LinfBall | LpBall):
         raise RegionError(
-            f"a {type(region).__name__} has no rounding-sound corners; use Box or LinfBall, or "
-            "rounding='nearest'"
+            f"a {type(region).__name__} has no rounding-sound corners; use Box, LinfBall, L1Ball "
+            "or L2Ball, or rounding='nearest'"
         )
     center = region.center.double()
     # A Python number as the double that it is, not in torch's default dtype.
     eps = torch.as_tensor(region.eps, dtype=torch.float64, device=center.device)
+    if isinstance(region, LpBall):
+        eps = eps.reshape(-1).expand(len(center))
+        reach = _rounded(eps, region.center.dtype, math.inf)
+        eps = eps.reshape((-1,) + (1,) * (center.dim() - 1))
     lower, upper = center - eps, center + eps
     moved = eps != 0
     lower = torch.where(moved, torch.nextafter(lower, lower.new_tensor(-math.inf)), lower)
@@ -38,7 +44,10 @@ def enclosure(region: object) -> Interval:
     if region.clip is not None:
         lower, upper = lower.clamp(*region.clip), upper.clamp(*region.clip)
     dtype = region.center.dtype
-    return Interval(_rounded(lower, dtype, -math.inf), _rounded(upper, dtype, math.inf))
+    ends = _rounded(lower, dtype, -math.inf), _rounded(upper, dtype, math.inf)
+    if isinstance(region, LpBall):
+        return BallInterval(*ends, region.center, reach, region.p)
+    return Interval(*ends)
 
 
 def corners(region: object, rounding: str) -> Interval:

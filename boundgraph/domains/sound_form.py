@@ -13,6 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from boundgraph.domains.balls import dual, norm_above
 from boundgraph.domains.linear_form import LinearForm, Lines, dot, sum_over
 from boundgraph.domains.rounding import Outward, Precision, below, grown
 
@@ -78,6 +79,43 @@ class SoundForm(LinearForm):
         if self.offset is not None:
             least = least + self.offset
         return below(least, error, p)
+
+    def least_over_ball(
+        self,
+        box: Outward,
+        middle: Tensor,
+        reach: Tensor,
+        norm: float,
+        shape: Sample,
+        *,
+        samples: bool,
+    ) -> Tensor:
+        """A number below the least value over a ball inside a box, `[rows, batch]`.
+
+        A(x − c) >= A(m − c) − ‖A‖_q·reach over `‖x − m‖_p <= reach`, with c the box's centre.
+
+        Args:
+            middle: m, `[batch, ...]`.
+            reach: `[batch]`.
+            norm: p, 1 or 2.
+            samples: they are kept apart.
+        """
+        p, rank = self.precision, len(shape.dims) + samples
+        flat = self.coeff.flatten(2) if rank > 1 else self.coeff.unsqueeze(-1)
+        spread = norm_above(flat, dual(norm), -1, shape.elements, p) * reach
+        if not samples:
+            # Samples that are not kept apart: the region is the product of their balls.
+            spread = spread.sum(-1) * (1.0 + 2.0 * p.gamma(shape.elements + 4))
+        shift = middle - box.center
+        lost = shift.abs() * p.gamma(shape.elements + 8) + 16.0 * p.tiny
+        error = grown(spread, p) + shape.above(self.coeff.abs(), lost, p)
+        error = error if self.error is None else error + self.error
+        least = shape.product(self.coeff, shift)
+        if self.offset is not None:
+            # One sum more than `below` counts.
+            error = error + self.offset.abs() * (4.0 * p.unit)
+            least = least + self.offset
+        return below(least, grown(error, p), p)
 
 
 class Sample:

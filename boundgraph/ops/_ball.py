@@ -12,6 +12,8 @@ from torch import Tensor
 
 from boundgraph.domains.balls import dual
 from boundgraph.domains.interval import Interval, meet
+from boundgraph.domains.rounding import PRECISIONS, Outward, grown
+from boundgraph.ops._sound import Centre, interval_rule
 from boundgraph.ops._spec import OpSpec, Rule
 
 BALL = "ball."
@@ -39,5 +41,38 @@ def ball_rule(spec: OpSpec) -> Rule | None:
         middle = spec.concrete(center, *rest, **attrs)
         spread = reach.reshape((-1, *(1,) * (rank - 1))) * row_norm(*rest, q=dual(norm))
         return meet(interval(box, *rest, **attrs), Interval(middle - spread, middle + spread))
+
+    return rule
+
+
+def sound_ball_rule(spec: OpSpec) -> Rule | None:
+    """The same with its rounding accounted for; also takes what `interval.sound.OP` takes.
+
+    The norm of a row of n numbers is off by less than γ(n + 16) of itself.
+    """
+    of_box = interval_rule(spec)
+    if spec.row_norm is None or not spec.centred or of_box is None:
+        return None
+    row_norm = spec.row_norm
+
+    def rule(
+        box: Interval,
+        center: Tensor,
+        reach: Tensor,
+        *rest: Tensor,
+        norm: float,
+        rank: int,
+        terms: int,
+        precision: str,
+        **attrs: Any,
+    ) -> Interval:
+        p = PRECISIONS[precision]
+        how, _ = Centre.of(terms, attrs)
+        point = Outward.ball(center, 0.0 * center.abs(), p)
+        around = of_box(point, *rest, terms=terms, precision=precision, **attrs)
+        spread = reach.reshape((-1, *(1,) * (rank - 1))) * row_norm(*rest, q=dual(norm))
+        spread = spread * (1.0 + 2.0 * p.gamma(how.full + 16)) + 16.0 * (how.full + 4) * p.tiny
+        inside = of_box(box, *rest, terms=terms, precision=precision, **attrs)
+        return meet(inside, Outward.ball(around.center, grown(around.radius + spread, p), p))
 
     return rule

@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
@@ -263,17 +264,30 @@ def _sign(form: SoundForm, *, precision: str) -> SoundForm:
 def least_rows(
     ends: Sequence[Any],
     dims: Sequence[tuple[int, ...]],
+    norms: Sequence[float],
     elements: Sequence[int],
     shared: Sequence[bool],
     precision: str,
+    samples: bool,
 ) -> Tensor:
-    """Below the sum of the least values of forms over their intervals."""
-    p = PRECISIONS[precision]
+    """Below the sum of the least values of forms over their intervals, and balls in these.
+
+    Args:
+        ends: form, interval, form, interval, …; a ball's centre and radius follow its interval.
+        dims, elements, shared: of a sample of each, see `Sample`.
+        norms: of each end, 0 for a box; all boxes where empty.
+        samples: values have a batch dimension.
+    """
+    p, parts, rest = PRECISIONS[precision], [], iter(ends)
     shapes = [Sample(*of) for of in zip(dims, elements, shared, strict=True)]
-    parts = [
-        form.least_over(Outward.of(box, p), shape)
-        for form, box, shape in zip(ends[::2], ends[1::2], shapes, strict=True)
-    ]
+    for shape, norm in zip(shapes, norms or (0.0,) * len(shapes), strict=True):
+        form, box = next(rest), Outward.of(next(rest), p)
+        part = form.least_over(box, shape)
+        if norm:
+            middle, reach = next(rest), next(rest)
+            over_ball = form.least_over_ball(box, middle, reach, norm, shape, samples=samples)
+            part = torch.maximum(part, over_ball)
+        parts.append(part)
     return total_of(parts, p)
 
 

@@ -144,9 +144,11 @@ def _assemble_sound(
     elements: tuple[int, ...],
     shared: tuple[bool, ...],
     precision: str,
+    norms: tuple[float, ...] = (),
 ) -> Interval:
     """`_assemble`, rounded outward."""
-    total = _sound_backward.least_rows(ends, dims, elements, shared, precision)
+    samples = batch_dim is not None
+    total = _sound_backward.least_rows(ends, dims, norms, elements, shared, precision, samples)
     found = _elements(total, signed, batch_dim, shape)
     return Outward(found.lower, found.upper, PRECISIONS[precision])
 
@@ -230,6 +232,12 @@ def rule(op: str) -> Rule:
     """
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
+    if op.startswith(INTERVAL + _sound.SOUND + _ball.BALL):
+        spec = _spec.get(op.removeprefix(INTERVAL + _sound.SOUND + _ball.BALL))
+        over_ball = None if spec is None else _ball.sound_ball_rule(spec)
+        if over_ball is None:
+            raise InternalError(f"no rule for op {op!r}")
+        return over_ball
     for prefix, derive in _DERIVED:
         if op.startswith(prefix + _sound.SOUND):
             spec = _spec.get(op.removeprefix(prefix + _sound.SOUND))
