@@ -12,12 +12,11 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import ConfigError
-from boundgraph.ir.program import Node
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
 from boundgraph.runtime.interpret import interpret
 from boundgraph.runtime.module import BoundProgram, flatten
-from boundgraph.runtime.rows import RowRunner, Usage
+from boundgraph.runtime.rows import RowRunner, RowSearch, Usage
 from boundgraph.runtime.slices import batch_size, cut, device_of, join, separable
 
 # A gradient keeps the forms of every walk until it is taken.
@@ -29,19 +28,26 @@ class SlopeSearch:
     """How slopes are optimised.
 
     Args:
-        iterations: gradient steps after the first evaluation.
-        learning_rate: of Adam; slopes live in [0, 1].
+        iterations: gradient steps after the first evaluation, of the outputs' rows.
+        learning_rate: of Adam where all rows share slopes (`run`); slopes live in [0, 1].
         decay: factor on the learning rate after each step.
-        compiled: run each iteration through `torch.compile`.
+        compiled: run each iteration of `run` through `torch.compile`.
+        inner_iterations: gradient steps of rows that tighten a relaxed op's operand.
+        step: the first step where rows have slopes of their own; later ones are smaller.
+        decided: search for rows and samples that are decided already, too.
     """
 
     iterations: int = 20
     learning_rate: float = 0.25
     decay: float = 0.96
     compiled: bool = False
+    inner_iterations: int = 4
+    step: float = 0.5
+    decided: bool = False
 
     def __post_init__(self) -> None:
-        if self.iterations < 0 or self.learning_rate <= 0 or not 0 < self.decay <= 1:
+        least = min(self.iterations, self.inner_iterations)
+        if least < 0 or min(self.learning_rate, self.step) <= 0 or not 0 < self.decay <= 1:
             raise ConfigError(f"slope search needs sensible settings, got {self}")
 
 
@@ -105,22 +111,29 @@ class OptimizedProgram(BoundProgram):
         max_memory: int | None = None,
         usage: Usage | None = None,
     ) -> Any:
-        """Bounds after the search; only rows of unstable elements are walked.
+        """Bounds after a search walk by walk, in which every row has slopes of its own.
 
-        Under a `Margin` samples that `crown` decides are left as they are.
+        First `crown` for all samples. Then, for samples with an undecided row, the operands of
+        relaxed ops in their order (elements that a kink splits), each to its own best bounds,
+        and last the outputs' undecided rows over those. Rows do not share slopes, so this takes
+        few steps where one set of slopes for all rows, chosen jointly, takes many.
         """
         runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        # Rounding-sound programs have no walks that rows can be taken out of.
+        if not runner.walks:
+            return self.run(inputs, labels)
         flat = self.arguments(inputs, labels)
-        batch = batch_size(self.ir, dict(zip(map(str, self.ir.inputs), flat, strict=False)))
         whole = [*flat, *([None] * len(self.info.slopes))]
-        if not separable(self.ir, flat) or batch == 1:
-            parts = [self._search_rows(runner, whole, labels, max_memory, usage)]
-        else:
-            size = self.samples_within(max_memory, device_of(flat))
-            parts = []
-            for start in range(0, batch, size):
-                at = torch.arange(start, min(start + size, batch), device=device_of(flat))
-                parts.append(self._search_samples(runner, whole, labels, at, max_memory, usage))
+        batch = batch_size(self.ir, dict(zip(map(str, self.ir.inputs), flat, strict=False)))
+        with torch.no_grad():
+            if not separable(self.ir, flat) or batch == 1:
+                parts = [self._search_rows(runner, whole, labels, max_memory, usage)]
+            else:
+                size = self.samples_within(max_memory, device_of(flat))
+                parts = []
+                for start in range(0, batch, size):
+                    at = torch.arange(start, min(start + size, batch), device=device_of(flat))
+                    parts.append(self._search_samples(runner, whole, labels, at, max_memory, usage))
         outputs = tuple(
             found[0] if len(found) == 1 else join(value, found)
             for value, found in zip(self.ir.outputs, zip(*parts, strict=True), strict=True)
@@ -135,7 +148,7 @@ class OptimizedProgram(BoundProgram):
         at: Tensor,
         max_memory: int | None,
         usage: Usage | None,
-    ) -> list[Interval]:
+    ) -> list[Any]:
         """The search for some samples: crown first, then those that it leaves undecided."""
 
         def of(index: Tensor) -> list[Any]:
@@ -145,12 +158,11 @@ class OptimizedProgram(BoundProgram):
             ]
 
         given = None if labels is None else labels[at]
-        if not isinstance(self.spec, Margin):
+        if not isinstance(self.spec, Margin) or not self.info.slopes or self.search.decided:
             return self._search_rows(runner, of(at), given, max_memory, usage)
-        with torch.no_grad():
-            (crown,) = runner.run(of(at), max_memory, usage)
+        (crown,) = runner.run(of(at), max_memory, usage)
         open_ = self._undecided(crown, given).any(1).nonzero().squeeze(1)
-        if not len(open_) or not self.info.slopes:
+        if not len(open_):
             return [crown]
         assert given is not None
         (found,) = self._search_rows(runner, of(at[open_]), given[open_], max_memory, usage)
@@ -169,34 +181,15 @@ class OptimizedProgram(BoundProgram):
         labels: Tensor | None,
         max_memory: int | None,
         usage: Usage | None,
-    ) -> list[Interval]:
-        names = self.info.slopes
-        kept = {str(node.inputs[1]): None for node in self._free_nodes()}
-        seen: dict[str, Any] = dict(kept)
-        with torch.no_grad():
-            crown = runner.run(given, max_memory, usage, seen)
-        first = {
-            node.inputs[-1].name: _adaptive(seen[str(node.inputs[1])])
-            for node in self._free_nodes()
-        }
-        slopes = [first[name] for name in names]
-        fixed = given[: len(given) - len(names)]
-
-        def evaluate() -> list[tuple[Tensor, Tensor]]:
-            outputs = runner.run([*fixed, *slopes], max_memory, usage)
-            return [_ends(_pair(output)) for output in outputs]
-
-        best = [Interval(*_ends(_pair(output))) for output in crown]
-        return self._search(slopes, evaluate, labels, best)
-
-    def _free_nodes(self) -> list[Node]:
-        """The nodes that read a free slope."""
-        names = set(self.info.slopes)
-        return [
-            node
-            for node in self.ir.nodes
-            if node.op.startswith(BACKWARD) and node.inputs[-1].name in names
-        ]
+    ) -> list[Any]:
+        search = RowSearch(
+            names=frozenset(self.info.slopes),
+            inner=self.search.inner_iterations,
+            outer=self.search.iterations,
+            size=self.search.step,
+            undecided=lambda found: self._undecided(found, labels),
+        )
+        return list(runner.run(given, max_memory, usage, search if search.names else None))
 
     def samples_within(self, max_memory: int | None, device: torch.device) -> int:
         """How many samples go through at once, with what a gradient keeps."""
@@ -227,7 +220,7 @@ class OptimizedProgram(BoundProgram):
         """Rows still worth a gradient: all without a specification."""
         if self.spec is None:
             return torch.ones_like(interval.lower, dtype=torch.bool)
-        undecided = ~(interval.lower > 0)
+        undecided = ~(interval.lower > 0) | self.search.decided
         if isinstance(self.spec, Margin) and labels is not None:
             own = labels.unsqueeze(1) == torch.arange(self.spec.classes, device=labels.device)
             undecided = undecided & ~own
@@ -237,10 +230,6 @@ class OptimizedProgram(BoundProgram):
 def _adaptive(pre: Interval) -> Tensor:
     """The slope that CROWN takes: 1 where most of the interval is positive."""
     return (pre.upper > -pre.lower).to(pre.lower.dtype)
-
-
-def _pair(output: Any) -> Any:
-    return (output.lower, output.upper) if isinstance(output, Interval) else output
 
 
 def _ends(output: Any) -> tuple[Tensor, Tensor]:
