@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from boundgraph.gpu import GpuReport, report_loss
-from boundgraph.gpu.report import DISCLAIMER, SIDE_BY_SIDE
+from boundgraph.gpu.report import DISCLAIMER
 from boundgraph.training.losses import MixedLoss, TrainingLoss
 from boundgraph.training.networks import make_network
+from boundgraph.training.step import cuda_options
 
 
 class _Block(nn.Module):
@@ -99,7 +100,7 @@ ROWS = (
 )
 
 
-def examine(row: Target, batch: int, side_by_side: bool) -> GpuReport:
+def examine(row: Target, batch: int, tuned: bool) -> GpuReport:
     """The report of one row."""
     torch.manual_seed(0)
     make, shape = NETWORKS[row.network]
@@ -109,7 +110,9 @@ def examine(row: Target, batch: int, side_by_side: bool) -> GpuReport:
     if row.step != "plain":
         subset = row.subset or None
         loss_fn = MixedLoss(model, 0.1, method=row.step, subset=subset, fused=row.fused, seed=0)
-    return report_loss(loss_fn, x, y, options=SIDE_BY_SIDE if side_by_side else {})
+    # A plain step is what torch.compile makes of it by itself.
+    options = cuda_options() if tuned and row.step != "plain" else {}
+    return report_loss(loss_fn, x, y, options=options)
 
 
 HEAD = (
@@ -145,7 +148,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--subset", type=int, default=0, help="k; 0 bounds all samples")
     parser.add_argument("--fused", action="store_true", help="one row for the cross-entropy")
     parser.add_argument("--batch", type=int, default=128)
-    parser.add_argument("--apart", action="store_true", help="without combo kernels")
+    parser.add_argument(
+        "--apart", action="store_true", help="without the options of a compiled step"
+    )
     parser.add_argument("--kernels", action="store_true", help="list every kernel")
     parser.add_argument("--resources", action="store_true", help="registers and spills")
     parser.add_argument("--code", type=Path, help="write the generated code here")

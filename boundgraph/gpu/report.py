@@ -21,7 +21,7 @@ from boundgraph.domains.interval import Interval
 from boundgraph.errors import GpuReportError
 from boundgraph.gpu import _inductor
 from boundgraph.gpu._inductor import GraphCode, Resources, SchedulerKernel
-from boundgraph.training.step import CUDA_OPTIONS
+from boundgraph.training.step import cuda_options
 
 if TYPE_CHECKING:
     from boundgraph.runtime.module import BoundProgram
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from boundgraph.training.step import Step
 
 DISCLAIMER = "Generated code and a model of a GPU; nothing here was timed on one."
-SIDE_BY_SIDE = CUDA_OPTIONS
-"""The Inductor options of a compiled step, which lay small kernels into one launch."""
 
 
 @dataclass(frozen=True)
@@ -192,7 +190,7 @@ def report(
         execute: also run the generated kernels, backward included, in Triton's interpreter
             on the CPU. Needs `TRITON_INTERPRET=1` before triton is imported; slow: use
             batches of a few samples.
-        options: of Inductor, e.g. `SIDE_BY_SIDE`.
+        options: of Inductor, e.g. those of `training.step.cuda_options`.
         dynamo: settings of Dynamo.
         roofline: the modelled device.
 
@@ -278,7 +276,7 @@ def _tuned_for_cuda(loss_fn: TrainingLoss) -> Iterator[None]:
 
 
 def _with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"options": SIDE_BY_SIDE} | dict(options)
+    return {"options": cuda_options()} | dict(options)
 
 
 _CONVOLUTION_GRADIENT = re.compile(

@@ -187,12 +187,14 @@ def _linear_margin_lower(
     label with itself is exactly 0.
     """
     rows = weight.unsqueeze(1) - weight.unsqueeze(0)
-    signed = torch.cat((rows, -rows.abs()), 2).flatten(0, 1)
-    pairs = F.linear(torch.cat((x.center, x.radius), 1), signed)
-    own = labels.unsqueeze(1) == torch.arange(classes, device=labels.device)
-    lower = torch.where(own.unsqueeze(2), pairs.unflatten(1, (classes, classes)), 0.0).sum(1)
-    # Apart from the product: as its offset it would need C² sums over the batch in the gradient.
-    lower = lower + (torch.where(own, bias, 0.0).sum(1, keepdim=True) - bias)
+    # The offsets are one more column: as an offset of the product, or added to the margins,
+    # their gradient would be reductions of its own.
+    offsets = (bias.unsqueeze(1) - bias).unsqueeze(2)
+    signed = torch.cat((rows, -rows.abs(), offsets), 2).flatten(0, 1)
+    ones = torch.ones_like(x.center.narrow(1, 0, 1))
+    pairs = F.linear(torch.cat((x.center, x.radius, ones), 1), signed)
+    own = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).unsqueeze(2)
+    lower = torch.where(own, pairs.unflatten(1, (classes, classes)), 0.0).sum(1)
     return Interval(lower, torch.full_like(lower, torch.inf))
 
 

@@ -23,14 +23,23 @@ _NO_GRAD_TRACING = (
 )
 _WATCHED = ("clean loss", "bound loss", "gradient")
 
-CUDA_OPTIONS: Mapping[str, Any] = {
-    # Independent small kernels share a launch; see docs/gpu.md.
-    "combo_kernels": True,
-    "benchmark_combo_kernel": False,
-    # A sum over the rows of a form stays in the pass that reads them (domains/relu_rows.py).
-    "realize_acc_reads_threshold": 64,
-}
-"""Inductor options of a step on a CUDA device, for this step only."""
+
+def cuda_options() -> dict[str, Any]:
+    """Inductor options of a step on a CUDA device, for this step only; see docs/gpu.md."""
+    # Imported late: it brings torch's compiler stack.
+    from boundgraph.training._reductions import TwoStageReductions
+
+    return {
+        # Independent small kernels share a launch.
+        "combo_kernels": True,
+        "benchmark_combo_kernel": False,
+        "combo_kernel_max_num_nodes": 16,
+        # Sums over classes are written out and made where they are read.
+        "unroll_reductions_threshold": 16,
+        # A sum over the rows of a form stays in the pass that reads them (domains/relu_rows.py).
+        "realize_acc_reads_threshold": 64,
+        "post_grad_custom_pre_pass": TwoStageReductions(),
+    }
 
 
 class StepWarning(UserWarning):
@@ -190,7 +199,7 @@ class Step:
         """Keyword arguments of torch.compile, for this step only."""
         if self.backend != "inductor" or self.device.type != "cuda" or "mode" in self.options:
             return self.options
-        chosen: dict[str, Any] = dict(CUDA_OPTIONS)
+        chosen = cuda_options()
         if self.cuda_graphs:
             chosen["triton.cudagraphs"] = True
         return self.options | {"options": chosen | dict(self.options.get("options", {}))}
