@@ -47,11 +47,12 @@ class TwoStageReductions(CustomGraphPass):
     def _large(self, node: fx.Node) -> bool:
         if node.target not in (aten.sum.dim_IntList, aten.var_mean.correction):
             return False
-        value = node.args[0].meta.get("val") if isinstance(node.args[0], fx.Node) else None
-        if not isinstance(value, torch.Tensor) or value.dim() < 3 or len(node.args) < 2:
+        arguments: Any = node.args
+        value = arguments[0].meta.get("val")
+        if not isinstance(value, torch.Tensor) or value.dim() < 3 or len(arguments) < 2:
             return False
         rank = value.dim()
-        dims = sorted(dim % rank for dim in node.args[1] or ())  # type: ignore[union-attr]
+        dims = sorted(dim % rank for dim in arguments[1] or ())
         if dims != [0, *range(2, rank)] or not value.is_contiguous():
             return False
         count = value.numel() // value.shape[1]
@@ -60,8 +61,9 @@ class TwoStageReductions(CustomGraphPass):
     def _split_sum(self, graph: fx.Graph, node: fx.Node) -> None:
         if node.kwargs:
             return
-        x, keep = node.args[0], len(node.args) > 2 and bool(node.args[2])
-        positions = list(range(2, x.meta["val"].dim()))  # type: ignore[union-attr]
+        x: Any = node.args[0]
+        keep = len(node.args) > 2 and bool(node.args[2])
+        positions = list(range(2, x.meta["val"].dim()))
         inner = _call(graph, aten.sum.dim_IntList, x, positions, keep)
         outer = _call(graph, aten.sum.dim_IntList, inner, [0], keep)
         _replace(graph, node, outer)
@@ -72,9 +74,9 @@ class TwoStageReductions(CustomGraphPass):
         taken = all(user.target is operator.getitem for user in readers)
         if not biased or not taken or len(node.kwargs) > 2:
             return
-        x = node.args[0]
-        positions = list(range(2, x.meta["val"].dim()))  # type: ignore[union-attr]
-        options = {"correction": 0, "keepdim": True}
+        x: Any = node.args[0]
+        positions = list(range(2, x.meta["val"].dim()))
+        options: dict[str, Any] = {"correction": 0, "keepdim": True}
         parts = _call(graph, aten.var_mean.correction, x, positions, **options)
         variances, means = (_call(graph, operator.getitem, parts, i) for i in (0, 1))
         mean = _call(graph, aten.mean.dim, means, [0], True)
@@ -85,7 +87,7 @@ class TwoStageReductions(CustomGraphPass):
         )
         variance = _call(graph, aten.add.Tensor, within, between)
         for user in readers:
-            _replace(graph, user, (variance, mean)[user.args[1]])  # type: ignore[index]
+            _replace(graph, user, mean if user.args[1] == 1 else variance)
         graph.erase_node(node)
 
 
