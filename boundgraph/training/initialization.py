@@ -28,7 +28,9 @@ def _inputs_per_output(module: nn.Module) -> int | None:
 
 
 @torch.no_grad()
-def initialize_for_ibp(model: nn.Module, generator: torch.Generator | None = None) -> int:
+def initialize_for_ibp(
+    model: nn.Module, generator: torch.Generator | None = None, hidden_bias: float = 0.0
+) -> int:
     """Draw the weights so that interval widths neither grow nor shrink from layer to layer.
 
     With n inputs per output, weights are normal with standard deviation √(2π)/n and biases
@@ -36,9 +38,14 @@ def initialize_for_ibp(model: nn.Module, generator: torch.Generator | None = Non
     by a ReLU (Shi et al., arXiv 2103.17268, section 3.1). torch's defaults grow widths by a
     factor of about √n per layer. The model is changed in place.
 
+    What keeps the widths shrinks the signal: deep inside, values are so small that a few
+    steps of the optimizer move a bias below all of them, and the unit never becomes active
+    again. A positive `hidden_bias` gives such units time (`docs/benchmarks.md` has figures).
+
     Args:
         model: its linear and convolution layers are drawn anew; other layers are left.
         generator: source of randomness on the parameters' device; torch's own where None.
+        hidden_bias: biases of the linear layers (`nn.Linear`) but the last one.
 
     Returns:
         The number of layers drawn.
@@ -47,6 +54,7 @@ def initialize_for_ibp(model: nn.Module, generator: torch.Generator | None = Non
         ConfigError: the model has no linear or convolution layer.
     """
     drawn = 0
+    linear: list[nn.Linear] = []
     for module in model.modules():
         inputs = _inputs_per_output(module)
         if inputs is None:
@@ -54,7 +62,12 @@ def initialize_for_ibp(model: nn.Module, generator: torch.Generator | None = Non
         nn.init.normal_(module.weight, std=math.sqrt(2 * math.pi) / inputs, generator=generator)  # type: ignore[arg-type]
         if isinstance(module.bias, Tensor):
             nn.init.zeros_(module.bias)
+        if isinstance(module, nn.Linear):
+            linear.append(module)
         drawn += 1
+    for module in linear[:-1]:
+        if isinstance(module.bias, Tensor):
+            nn.init.constant_(module.bias, hidden_bias)
     if not drawn:
         raise ConfigError("initialize_for_ibp found no linear or convolution layer in the model")
     return drawn

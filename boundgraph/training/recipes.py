@@ -51,6 +51,7 @@ class Recipe:
         ema_start: fraction of the run before which the average just follows the weights.
         init: `"default"` leaves the model's weights, `"ibp"` draws them with
             `initialize_for_ibp`.
+        hidden_bias: initial bias of hidden linear layers where `init` is `"ibp"`.
         fused: bound the cross-entropy itself instead of the margins (`"crown-ibp"`).
         beta: weight of the backward bounds over the run, the rest being interval bounds;
             None for backward bounds alone, or another method.
@@ -75,6 +76,7 @@ class Recipe:
     ema: float | None = None
     ema_start: float = 0.5
     init: str = "ibp"
+    hidden_bias: float = 0.0
     fused: bool = False
     beta: Schedule | None = None
     attack_steps: int = 7
@@ -96,6 +98,7 @@ class Recipe:
         _in_range("train_eps", self.train_eps, 0.0, math.inf, open_low=True)
         _in_range("weight_decay", self.weight_decay, 0.0, math.inf)
         _in_range("alpha", self.alpha, 0.0, 1.0)
+        _in_range("hidden_bias", self.hidden_bias, -math.inf, math.inf)
         _in_range("ema_start", self.ema_start, 0.0, 1.0)
         if self.clip_norm is not None:
             _in_range("clip_norm", self.clip_norm, 0.0, math.inf, open_low=True)
@@ -154,7 +157,7 @@ class Recipe:
     def initialize(self, model: nn.Module, generator: torch.Generator | None = None) -> None:
         """Draw the weights anew where the recipe says so; otherwise leave them."""
         if self.init == "ibp":
-            initialize_for_ibp(model, generator)
+            initialize_for_ibp(model, generator, self.hidden_bias)
 
     def apply(
         self,
@@ -276,7 +279,9 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
             "batch_size": 128,
             "subset": 32,
             "train_eps": 1.05,
-            "lr": Cosine(2e-3),
+            "alpha": 0.9,
+            "lr": Cosine(3e-3),
+            "hidden_bias": 0.1,
         },
         "ibp": {"epochs": 40, "batch_size": 128},
         "pgd": {"epochs": 20, "batch_size": 128},
