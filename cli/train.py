@@ -23,6 +23,7 @@ from boundgraph.cli._options import (
     parse_clip,
     parse_methods,
     set_threads,
+    spare_threads,
 )
 
 if TYPE_CHECKING:
@@ -131,6 +132,8 @@ def train_command(
     chosen = _recipe(recipe, images, eps, epochs, batch, subset, method)
     network, identity = new_network(model, images, seed)
     folder = _folder(run_dir) or fresh_path()
+    if threads is None:
+        spare_threads(network, images.image_shape)
     _announce(out, images, network, identity, chosen, eps, folder)
     trained = fit(
         network,

@@ -10,6 +10,9 @@ import sys
 
 import pytest
 import torch
+from torch import nn
+
+from boundgraph.cli._options import spare_threads
 
 ARGUMENTS = ("--threads", 1, "--json")
 TRAIN = ("train", "--epochs", 2, "--eps", 0.02, *ARGUMENTS)
@@ -147,3 +150,15 @@ def test_several_processes_need_a_folder(run, monkeypatch):
     done = run("train", "--json")
     assert done.code == 2
     assert "--run-dir" in done.err
+
+
+def test_small_steps_are_not_shared_between_threads(monkeypatch):
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    spare_threads(nn.Linear(64, 10), (1, 8, 8))
+    assert chosen == [1]
+    spare_threads(nn.Linear(784, 10), (1, 28, 28))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    spare_threads(nn.Linear(64, 10), (1, 8, 8))
+    assert chosen == [1]

@@ -281,6 +281,13 @@ def test_ibp_initialisation_keeps_interval_widths_level():
         initialize_for_ibp(nn.ReLU())
 
 
+def test_hidden_bias_is_not_the_classifier_s():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4), nn.Linear(4, 3))
+    initialize_for_ibp(model, torch.Generator().manual_seed(0), hidden_bias=0.1)
+    assert [sorted(set(model[i].bias.tolist())) for i in (0, 3)] == [[0.0], [0.0]]
+    assert torch.equal(model[2].bias.detach(), torch.full((4,), 0.1))
+
+
 def test_weight_average_follows_swaps_and_resumes():
     model = mlp()
     average = WeightAverage(model, decay=0.75)
