@@ -22,7 +22,7 @@ from boundgraph.options import METHODS as METHODS
 from boundgraph.options import TARGETS as TARGETS
 from boundgraph.options import TRAINING_METHODS as TRAINING_METHODS
 from boundgraph.options import CompileOptions as CompileOptions
-from boundgraph.passes import Pass, PassRecord, RelaxPlanned, run_pipeline
+from boundgraph.passes import Pass, PassRecord, Planning, run_pipeline
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
 from boundgraph.passes.relax_backward import SLOPE, linear_inputs
 from boundgraph.pipeline import pipeline as pipeline
@@ -48,6 +48,7 @@ def compile(
     tune_for: str | None = None,
     tracks: bool = False,
     max_time: float | None = None,
+    schedule: str = "auto",
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -83,6 +84,9 @@ def compile(
             that of the regions where None. The program runs anywhere.
         max_time: seconds that a call may take under `method="auto"`, by estimate, for the batch
             of the regions; 10 by default. The plan is `program.info.plan`.
+        schedule: of `"symbolic"`: `"forward"` carries symbols from the inputs, `"backward"` linear
+            forms from the outputs, with the same bounds up to rounding; `"auto"` takes the
+            cheaper by estimate.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -113,6 +117,7 @@ def compile(
         tune_for=tune_for or _device_of(regions),
         tracks=tracks,
         max_time=max_time,
+        schedule=schedule,
     )
     return compile_model(model, regions, _in_forward_order(model, named_regions), options)
 
@@ -211,7 +216,7 @@ def _plan(source: Program, steps: Sequence[Pass], records: Sequence[PassRecord])
     """The plan that was followed, if one was made."""
     before = source
     for step, record in zip(steps, records, strict=True):
-        if isinstance(step, RelaxPlanned):
+        if isinstance(step, Planning):
             return step.plan(before)
         before = record.program
     return None

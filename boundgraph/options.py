@@ -10,6 +10,7 @@ from boundgraph.errors import ConfigError
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
 TRAINING_METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
 METHODS = (*TRAINING_METHODS, "alpha-crown", "auto")
+SCHEDULES = ("auto", "forward", "backward")
 TARGETS = ("real", "executed")
 
 
@@ -36,6 +37,7 @@ class CompileOptions:
         tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
+        schedule: direction of `"symbolic"`: `"forward"`, `"backward"`, or `"auto"`, the cheaper.
     """
 
     method: str = "ibp"
@@ -55,6 +57,7 @@ class CompileOptions:
     tracks: bool = False
     max_time: float | None = None
     batch: int = 1
+    schedule: str = "auto"
 
     @property
     def sound(self) -> bool:
@@ -76,12 +79,30 @@ class CompileOptions:
             raise ConfigError(
                 f"max_time= is what method='auto' plans for; {self.method!r} has nothing to choose"
             )
+        self._check_schedule()
         if self.tracks and not isinstance(self.spec, Margin):
             raise ConfigError("tracks=True needs spec=Margin(classes)")
         if isinstance(self.spec, CrossEntropy) and (self.sound or not self.tracks):
             raise ConfigError("CrossEntropy is a training loss: it needs tracks=True and no sound")
         if self.tracks and self.method not in ("crown-ibp", "crown"):
             raise ConfigError(f"method {self.method!r} has no backward and interval track")
+
+    def _check_schedule(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ConfigError(
+                f"schedule must be one of {', '.join(SCHEDULES)}, got {self.schedule!r}"
+            )
+        if self.schedule == "auto":
+            return
+        if self.method != "symbolic":
+            raise ConfigError(
+                f"schedule={self.schedule!r} is for method='symbolic'; "
+                f"{self.method!r} has one schedule or chooses itself"
+            )
+        if self.schedule == "backward" and self.sound:
+            raise ConfigError("rounding='sound' has the forward schedule of 'symbolic' only")
+        if self.schedule == "backward" and self.keep_symbolic:
+            raise ConfigError("keep_symbolic=True needs schedule='forward': forms have no symbols")
 
     def _check_rounding(self) -> None:
         if self.rounding not in ("nearest", "sound"):

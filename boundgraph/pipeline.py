@@ -15,6 +15,7 @@ from boundgraph.passes import (
     CleanStatistics,
     CommonSubexpressions,
     DeadCode,
+    DecomposeExtremes,
     FoldAffine,
     FoldBatchNorm,
     FoldSpec,
@@ -22,11 +23,13 @@ from boundgraph.passes import (
     PairProducts,
     Pass,
     RelaxBackward,
+    RelaxCheaper,
     RelaxIBP,
     RelaxPlanned,
     RelaxSymbolic,
     ReluRows,
     SplitBatch,
+    symbolic_backward,
 )
 from boundgraph.planning import DEFAULT_BYTES, DEFAULT_SECONDS, MACHINES
 
@@ -60,46 +63,51 @@ def pipeline(
     executed = options.target == "executed"
     # The network computes its logits one by one, before anything subtracts them.
     steps += [*merges, *([] if executed else [FoldSpec()]), DeadCode()]
-    if options.method == "ibp":
-        steps.append(RelaxIBP(bounded, sound=options.sound, executed=executed, norms=options.norms))
-    elif options.method == "auto":
-        steps.append(
-            RelaxPlanned(
-                bounded,
-                options.batch,
-                options.max_time or DEFAULT_SECONDS,
-                options.max_memory or DEFAULT_BYTES,
-                options.tune_for if options.tune_for in MACHINES else "cpu",
-                lower_only=options.lower_only,
-                sound=options.sound,
-                norms=options.norms,
-            )
-        )
-    elif "crown" in options.method:
-        steps.append(
-            RelaxBackward(
-                bounded,
-                intermediate=options.method != "crown-ibp",
-                learn=options.method == "alpha-crown",
-                lower_only=options.lower_only,
-                sound=options.sound,
-                norms=options.norms,
-                linear=options.linear,
-                forward=(1,) if options.tracks else (),
-            )
-        )
-    else:
-        steps.append(
-            RelaxSymbolic(
-                bounded,
-                mix=options.method == "mix",
-                keep=options.keep_symbolic,
-                norms=options.norms,
-                sound=options.sound,
-            )
-        )
+    steps += _relaxation(bounded, options)
     if options.tune_for == "cuda" and not options.sound:
         steps.append(PairProducts())
         if options.lower_only:
             steps += [MarginProduct(), ReluRows()]
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
+
+
+def _relaxation(bounded: tuple[str, ...], options: CompileOptions) -> list[Pass]:
+    """From the concrete program to the bounded one."""
+    machine = options.tune_for if options.tune_for in MACHINES else "cpu"
+    sound, lower_only, norms = options.sound, options.lower_only, options.norms
+    if options.method == "ibp":
+        executed = options.target == "executed"
+        return [RelaxIBP(bounded, sound=sound, executed=executed, norms=norms)]
+    if options.method == "auto":
+        return [
+            RelaxPlanned(
+                bounded,
+                options.batch,
+                options.max_time or DEFAULT_SECONDS,
+                options.max_memory or DEFAULT_BYTES,
+                machine,
+                lower_only=lower_only,
+                sound=sound,
+                norms=norms,
+            )
+        ]
+    if "crown" in options.method:
+        return [
+            RelaxBackward(
+                bounded,
+                intermediate=options.method != "crown-ibp",
+                learn=options.method == "alpha-crown",
+                lower_only=lower_only,
+                sound=sound,
+                norms=norms,
+                linear=options.linear,
+                forward=(1,) if options.tracks else (),
+            )
+        ]
+    only_forward = options.method == "mix" or options.keep_symbolic or sound
+    if only_forward or options.schedule == "forward":
+        mix, keep = options.method == "mix", options.keep_symbolic
+        return [RelaxSymbolic(bounded, mix=mix, keep=keep, norms=norms, sound=sound)]
+    if options.schedule == "backward":
+        return [DecomposeExtremes(), symbolic_backward(bounded, lower_only, norms)]
+    return [RelaxCheaper(bounded, options.batch, machine, lower_only=lower_only, norms=norms)]

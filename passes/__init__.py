@@ -9,6 +9,7 @@ from boundgraph.passes.cleanup import BoundedCommonSubexpressions as BoundedComm
 from boundgraph.passes.cleanup import BoundedDeadCode as BoundedDeadCode
 from boundgraph.passes.cleanup import CommonSubexpressions as CommonSubexpressions
 from boundgraph.passes.cleanup import DeadCode as DeadCode
+from boundgraph.passes.decompose import DecomposeExtremes as DecomposeExtremes
 from boundgraph.passes.fold import FoldAffine as FoldAffine
 from boundgraph.passes.fold import FoldBatchNorm as FoldBatchNorm
 from boundgraph.passes.fold import FoldSpec as FoldSpec
@@ -20,7 +21,10 @@ from boundgraph.passes.manager import PassRecord as PassRecord
 from boundgraph.passes.manager import run_pipeline as run_pipeline
 from boundgraph.passes.relax_backward import RelaxBackward as RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP as RelaxIBP
+from boundgraph.passes.relax_planned import Planning as Planning
+from boundgraph.passes.relax_planned import RelaxCheaper as RelaxCheaper
 from boundgraph.passes.relax_planned import RelaxPlanned as RelaxPlanned
+from boundgraph.passes.relax_planned import symbolic_backward as symbolic_backward
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic
 from boundgraph.passes.relu_rows import ReluRows as ReluRows
 from boundgraph.passes.split_batch import SplitBatch as SplitBatch

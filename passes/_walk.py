@@ -84,6 +84,8 @@ class Walk:
             "target": self._shape(key, shared=self._is_shared(form, key)),
             "sample_dims": run.sample_dims(key),
         }
+        if run.options.parallel and relaxed:
+            attrs["parallel"] = True
         if node.op in ("cat", "stack"):
             attrs["plain"] = tuple(i for i in range(len(node.inputs)) if i not in bounded)
         if run.options.sound:

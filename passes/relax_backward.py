@@ -56,6 +56,10 @@ class RelaxBackward(Pass):
         forward: positions of outputs whose interval is wanted, without a walk.
         only: names of the values that `intermediate` means; None for all that matter.
         meet: the outputs' backward bounds are intersected with their intervals.
+        parallel: the backward schedule of `symbolic`. Every relaxed op takes the two parallel
+            lines of its symbolic rule over backward bounds alone, and an op without a
+            symbolic rule ends the walk, so that the bounds are those of `RelaxSymbolic` up to
+            rounding; over p-balls they may be tighter.
     """
 
     bounded: tuple[str, ...]
@@ -68,6 +72,7 @@ class RelaxBackward(Pass):
     forward: tuple[int, ...] = ()
     only: tuple[str, ...] | None = None
     meet: bool = False
+    parallel: bool = False
 
     name: ClassVar[str] = "relax-backward"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -106,6 +111,7 @@ class Run:
     nodes: dict[str, Node] = field(default_factory=dict)
     order: dict[str, int] = field(default_factory=dict)
     read: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    replaced: set[str] = field(default_factory=set)
 
     def add_input(self, value: Value) -> None:
         key, type_ = str(value), value.type
@@ -140,7 +146,10 @@ class Run:
             self.interval[key], self.batch[key] = node.result, None
             return
         self.batch[key] = self._batch_of(node, spec)
-        if self.options.intermediate and not self.problems and self.relaxes(node, spec):
+        if not self.problems and self.options.parallel and self._adds_symbols(node, spec):
+            for i in bounded:
+                self._replace(node.inputs[i])
+        elif self.options.intermediate and not self.problems and self.relaxes(node, spec):
             for i in bounded:
                 self._tighten(node.inputs[i])
         operands = [self.interval_or_plain(value) for value in node.inputs]
@@ -201,6 +210,23 @@ class Run:
             {} if kinks is None else {"kinks": kinks},
             name=f"{value.name}_bounds",
         )
+
+    def _adds_symbols(self, node: Node, spec: OpSpec) -> bool:
+        """Whether the forward schedule of `symbolic` would take intervals of the operands."""
+        if spec.symbolic is None:
+            return True
+        return spec.relaxed and not (spec.kind is Kind.BILINEAR and len(self.bounded(node)) == 1)
+
+    def _replace(self, value: Value) -> None:
+        """Backward bounds instead of a value's interval, once."""
+        key = str(value)
+        node = self.nodes.get(key)
+        if node is None or key in self.replaced:
+            return
+        self.replaced.add(key)
+        spec = ops.get(node.op)
+        if spec is not None and self.walks(node, spec):
+            self.interval[key] = self._backward(value, signed=True)
 
     def _kinks(self, key: str) -> tuple[float, ...] | None:
         """The kinks of all relaxed readers of a value; None where one has none."""
@@ -315,7 +341,7 @@ class Run:
 
     def walks(self, node: Node, spec: OpSpec) -> bool:
         """Whether a form may be carried through a node, or stops at its interval."""
-        if spec.backward is None:
+        if spec.backward is None or (self.options.parallel and spec.symbolic is None):
             return False
         return not self.options.sound or walks(spec, self.relaxes(node, spec), node.attrs)
 

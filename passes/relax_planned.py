@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import Stage
 from boundgraph.passes._balls import Norms
+from boundgraph.passes.decompose import DecomposeExtremes
 from boundgraph.passes.manager import Effect, Pass
 from boundgraph.passes.relax_backward import RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP
 from boundgraph.passes.relax_symbolic import RelaxSymbolic
-from boundgraph.planning import MACHINES, Budget, Plan, Planned, make_plan
+from boundgraph.planning import MACHINES, Budget, Plan, Planned, cheaper_schedule, make_plan
 from boundgraph.planning.plan import DEFAULT_BYTES, DEFAULT_SECONDS, FORWARD, INTERVAL
 
 
+class Planning(Pass):
+    """A pass that hands the program to another one, as a plan says."""
+
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.RELAXES
+
+    @abstractmethod
+    def plan(self, program: Program) -> Plan:
+        """What `run` will do with this program; its text and types alone decide."""
+
+    @abstractmethod
+    def chosen(self, plan: Plan) -> Pass:
+        """The pass that a plan amounts to."""
+
+    def run(self, program: Program) -> Program:
+        return self.chosen(self.plan(program)).run(program)
+
+
 @dataclass(frozen=True)
-class RelaxPlanned(Pass):
+class RelaxPlanned(Planning):
     """Bounds as tight as a budget allows: the pass of another method, as the plan says.
 
     Args:
@@ -38,11 +58,8 @@ class RelaxPlanned(Pass):
     norms: Norms = ()
 
     name: ClassVar[str] = "relax-planned"
-    stage: ClassVar[Stage] = Stage.CONCRETE
-    effect: ClassVar[Effect] = Effect.RELAXES
 
     def plan(self, program: Program) -> Plan:
-        """What `run` will do with this program."""
         what = Planned(
             self.bounded,
             self.batch,
@@ -53,9 +70,7 @@ class RelaxPlanned(Pass):
         )
         return make_plan(program, what, Budget(self.seconds, self.memory))
 
-    def chosen(self, program: Program) -> Pass:
-        """The pass that the plan amounts to."""
-        plan = self.plan(program)
+    def chosen(self, plan: Plan) -> Pass:
         if plan.schedule == INTERVAL:
             return RelaxIBP(self.bounded, sound=self.sound, norms=self.norms)
         if plan.schedule == FORWARD:
@@ -70,5 +85,51 @@ class RelaxPlanned(Pass):
             norms=self.norms,
         )
 
+
+@dataclass(frozen=True)
+class RelaxCheaper(Planning):
+    """`symbolic` in whichever direction is cheaper: forward, or backward from the outputs.
+
+    Both give the same bounds up to rounding. Forward costs grow with the symbols (elements of
+    the input and of every relaxed op), backward costs with the rows that are bounded.
+
+    Args:
+        bounded: names of the inputs that carry a region.
+        batch: samples of a call, for the estimate.
+        machine: key of `MACHINES`, nominal speeds.
+        lower_only, norms: as for `RelaxBackward`.
+    """
+
+    bounded: tuple[str, ...]
+    batch: int = 1
+    machine: str = "cpu"
+    lower_only: bool = False
+    norms: Norms = ()
+
+    name: ClassVar[str] = "relax-symbolic-cheaper"
+
+    def plan(self, program: Program) -> Plan:
+        what = Planned(
+            self.bounded,
+            self.batch,
+            MACHINES[self.machine],
+            lower_only=self.lower_only,
+            balls=bool(self.norms),
+        )
+        return cheaper_schedule(DecomposeExtremes().run(program), what)
+
+    def chosen(self, plan: Plan) -> Pass:
+        if plan.schedule == FORWARD:
+            return RelaxSymbolic(self.bounded, norms=self.norms)
+        return symbolic_backward(self.bounded, self.lower_only, self.norms)
+
     def run(self, program: Program) -> Program:
-        return self.chosen(program).run(program)
+        chosen = self.chosen(self.plan(program))
+        # A symbolic rule bounds the difference itself, and with less cancellation.
+        forward = isinstance(chosen, RelaxSymbolic)
+        return chosen.run(program if forward else DecomposeExtremes().run(program))
+
+
+def symbolic_backward(bounded: tuple[str, ...], lower_only: bool, norms: Norms) -> RelaxBackward:
+    """The backward schedule of `symbolic`."""
+    return RelaxBackward(bounded, lower_only=lower_only, norms=norms, parallel=True)

@@ -75,6 +75,16 @@ class LinearForm:
             term = term + dot(positive, lines.lower_offset, dims)
         return LinearForm(coeff, self.shifted(term))
 
+    def through_band(
+        self, slope: Tensor, middle: Tensor, half_gap: Tensor, dims: tuple[int, ...]
+    ) -> LinearForm:
+        """Replace v = f(w) by parallel lines `slope·w + middle ± half_gap` around f.
+
+        The slope is the same for either sign of a coefficient, which therefore needs no split.
+        """
+        term = dot(self.coeff, middle, dims) - dot(self.coeff.abs(), half_gap, dims)
+        return LinearForm(self.coeff * slope, self.shifted(term))
+
     def lower_over(self, box: Interval, dims: tuple[int, ...]) -> Tensor:
         """The least value over a box, `[rows, batch]`: centre minus |coeff|·radius."""
         least = sum_over(self.coeff * box.center - self.coeff.abs() * box.radius, dims)

@@ -262,8 +262,12 @@ def elementwise(
         shapes: tuple[tuple[int, ...], ...],
         target: tuple[int, ...],
         sample_dims: tuple[int, ...],
+        parallel: bool = False,
         **attrs: Any,
     ) -> LinearForm:
+        if parallel:
+            found = band(pre, *rest, **attrs)
+            return form.through_band(found.slope, found.middle, found.half_gap, sample_dims)
         return form.through(two_lines(pre, *rest, **attrs), sample_dims)
 
     return add(

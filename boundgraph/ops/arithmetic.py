@@ -122,16 +122,25 @@ def _mul_backward(
     operand: int,
     carry: bool,
     sample_dims: tuple[int, ...],
+    parallel: bool = False,
     **_: Any,
 ) -> LinearForm:
     """A constant factor scales; two bounded factors take McCormick's planes.
 
     On [xl, xu] × [yl, yu]: xy ≥ yl·x + xl·y − xl·yl, from (x − xl)(y − yl) ≥ 0, and
     xy ≤ yl·x + xu·y − xu·yl, from (xu − x)(y − yl) ≥ 0. Both have slope yl in x.
+    With `parallel` the means of both lower and of both upper planes: with centres c and radii
+    r, yc·x + xc·y − xc·yc ∓ xr·yr, from |(x − xc)(y − yc)| ≤ xr·yr.
     """
     if len(operands) == 1:
         return LinearForm(form.coeff * operands[0], form.offset if carry else None)
     x, y = operands
+    if parallel:
+        coeff = form.coeff * (y.center if operand == 0 else x.center)
+        if not carry:
+            return LinearForm(coeff)
+        term = form.coeff * (x.center * y.center) + form.coeff.abs() * (x.radius * y.radius)
+        return LinearForm(coeff, form.shifted(-sum_over(term, sample_dims)))
     positive, negative = form.coeff.clamp(min=0.0), form.coeff.clamp(max=0.0)
     along_y = positive * x.lower + negative * x.upper
     coeff = form.coeff * y.lower if operand == 0 else along_y

@@ -10,5 +10,6 @@ from boundgraph.planning.plan import Budget as Budget
 from boundgraph.planning.plan import Plan as Plan
 from boundgraph.planning.plan import Planned as Planned
 from boundgraph.planning.plan import Task as Task
+from boundgraph.planning.plan import cheaper_schedule as cheaper_schedule
 from boundgraph.planning.plan import fixed_plan as fixed_plan
 from boundgraph.planning.plan import make_plan as make_plan

@@ -101,12 +101,21 @@ class Costs:
         bounded: names of the inputs that carry a region.
         batch: samples.
         sound: forms account for rounding, which some ops cannot.
+        symbolic: backward walks are those of the method `symbolic`, which end at ops without a
+            symbolic rule.
     """
 
     def __init__(
-        self, program: Program, bounded: Iterable[str], batch: int = 1, *, sound: bool = False
+        self,
+        program: Program,
+        bounded: Iterable[str],
+        batch: int = 1,
+        *,
+        sound: bool = False,
+        symbolic: bool = False,
     ) -> None:
         self.program, self.batch, self.sound = program, batch, sound
+        self.as_symbolic = symbolic
         self.nodes = {str(node.result): node for node in program.nodes}
         self.values: dict[str, Value] = {
             str(v): v for v in (*program.inputs, *(n.result for n in program.nodes))
@@ -133,14 +142,21 @@ class Costs:
 
     def reads_intervals(self, node: Node) -> bool:
         """Whether a node's bound rules take intervals of its bounded operands."""
+        if self.as_symbolic:
+            return self.spec(node).symbolic is None or self.adds_symbols(node)
         return self.spec(node).reads_intervals(len(self.bounded(node)))
 
     def walks(self, node: Node) -> bool:
         """Whether a form goes through a node, or stops at its interval."""
         spec = self.spec(node)
-        if spec.backward is None:
+        if spec.backward is None or (self.as_symbolic and spec.symbolic is None):
             return False
         return not self.sound or walks(spec, self.reads_intervals(node), node.attrs)
+
+    def walks_like_symbols(self) -> bool:
+        """Whether forms go through every op that symbols go through."""
+        nodes = [node for key, node in self.nodes.items() if key in self.graph]
+        return all(self.walks(n) or self.spec(n).symbolic is None for n in nodes)
 
     @cached_property
     def walked(self) -> nx.DiGraph[str]:
@@ -244,8 +260,8 @@ class Costs:
         exact = spec.kind is Kind.BILINEAR and len(self.bounded(node)) == 1
         return spec.relaxed and not exact
 
-    def symbolic(self, node: Node, symbols: dict[str, int]) -> Cost:
-        """One node of the forward schedule, its interval track included."""
+    def symbolic(self, node: Node, symbols: dict[str, int], *, track: bool) -> Cost:
+        """One node of the forward schedule, with its interval track or without."""
         products = self.products(node, self.batch)
         own = self.elements(node.result) * (1 + symbols[str(node.result)])
         read = sum(self.elements(v) * (1 + symbols[str(v)]) for v in self.bounded(node))
@@ -254,10 +270,13 @@ class Costs:
             flops = products * sum(1 + symbols[str(v)] for v in self.bounded(node))
         passes = 2 if self.reads_intervals(node) else 1
         traffic = (own + read * passes) * _item(node.result)
+        found = Cost(flops, traffic, _KERNELS)
+        if not track and self.spec(node).symbolic is not None:
+            return found
         if products and not self._behind_a_relaxation(node):
             # The centre of the interval is that of the symbolic value still.
-            flops -= products
-        return Cost(flops, traffic, _KERNELS) + self.interval(node)
+            found += Cost(-products)
+        return found + self.interval(node)
 
     def _behind_a_relaxation(self, node: Node) -> bool:
         above = nx.ancestors(self.graph, str(node.result)) & set(self.nodes)
@@ -294,7 +313,8 @@ class Costs:
             flops += 2 * self.products(node, self.batch)
         if relaxed and spec.kind is Kind.ELEMENTWISE:
             # The lower line of a rectifier goes through the origin: one sum of products less.
-            flops += 2 * rows * made * (1 if spec.learnable else 2)
+            from_origin = spec.learnable and not self.as_symbolic
+            flops += 2 * rows * made * (1 if from_origin else 2)
         passes = _RELAXED_PASSES if relaxed else (_AFFINE_PASSES if products else 1)
         traffic, kernels = rows * touched * passes, _KERNELS
         if relaxed and spec.lines is not None and not spec.learnable:

@@ -66,14 +66,20 @@ class Option:
     Args:
         name: `"interval"`, `"forward"`, `"backward"` (the outputs alone) or
             `"backward, all values"`.
-        seconds, memory: estimated.
+        seconds, memory, flops: estimated.
         fits: within the budget.
     """
 
     name: str
     seconds: float
     memory: int
-    fits: bool
+    flops: int
+    fits: bool = True
+
+    @classmethod
+    def of(cls, name: str, plan: Plan, fits: bool = True) -> Option:
+        """A whole as a plan has it."""
+        return cls(name, plan.seconds, plan.memory, plan.cost.flops, fits)
 
 
 @dataclass(frozen=True)
@@ -166,6 +172,7 @@ class Planned:
         sound: bounds account for rounding; there is no forward schedule then.
         balls: some region is a p-ball, over which intervals are not exact anywhere.
         intervals: positions of outputs whose interval is wanted, without a walk.
+        symbolic: plan the method `symbolic`: no interval track, and backward walks of its own.
     """
 
     bounded: tuple[str, ...]
@@ -175,6 +182,7 @@ class Planned:
     sound: bool = False
     balls: bool = False
     intervals: tuple[int, ...] = ()
+    symbolic: bool = False
 
 
 def make_plan(program: Program, what: Planned, budget: Budget | None = None) -> Plan:
@@ -194,7 +202,7 @@ def make_plan(program: Program, what: Planned, budget: Budget | None = None) -> 
 
 def fixed_plan(program: Program, what: Planned, method: str) -> Plan:
     """The plan that a fixed method amounts to."""
-    planner = _Planner(program, what, None)
+    planner = _Planner(program, replace(what, symbolic=method == "symbolic"), None)
     schedule = _SCHEDULES.get(method, BACKWARD)
     if schedule == FORWARD:
         return planner.forward()
@@ -203,12 +211,28 @@ def fixed_plan(program: Program, what: Planned, method: str) -> Plan:
     return planner.backward(planner.candidates if method != "crown-ibp" else ())
 
 
+def cheaper_schedule(program: Program, what: Planned) -> Plan:
+    """The cheaper of the two schedules of `symbolic`, which give the same bounds.
+
+    Forward wherever backward would not be the same: an op that symbols pass, but forms do not.
+    """
+    planner = _Planner(program, replace(what, symbolic=True), None)
+    forward = planner.forward()
+    if not planner.costs.keeps_samples() or not planner.costs.walks_like_symbols():
+        return forward
+    backward = planner.backward(planner.candidates)
+    options = tuple(Option.of(plan.schedule, plan) for plan in (forward, backward))
+    return replace(min(backward, forward, key=lambda plan: plan.seconds), options=options)
+
+
 class _Planner:
     """The parts that plans are made of."""
 
     def __init__(self, program: Program, what: Planned, budget: Budget | None) -> None:
         self.program, self.what, self.budget = program, what, budget
-        self.costs = Costs(program, what.bounded, what.batch, sound=what.sound)
+        self.costs = Costs(
+            program, what.bounded, what.batch, sound=what.sound, symbolic=what.symbolic
+        )
         needed = self.costs.needed()
         self.outputs = [
             value for value in dict.fromkeys(program.outputs) if str(value) in self.costs.graph
@@ -231,8 +255,7 @@ class _Planner:
         intervals = self.intervals()
         if not self.costs.keeps_samples():
             # Neither symbols nor forms of one sample can be told from those of another.
-            fits = self._fits(intervals)
-            only = Option(INTERVAL, intervals.seconds, intervals.memory, fits)
+            only = Option.of(INTERVAL, intervals, self._fits(intervals))
             return replace(intervals, budget=budget, options=(only,))
         forward = None if self.what.sound else self.forward()
         outputs, everything = self.backward(()), self.backward(self.candidates)
@@ -243,9 +266,7 @@ class _Planner:
             ("backward, all values", everything),
         ]
         options = tuple(
-            Option(name, plan.seconds, plan.memory, self._fits(plan))
-            for name, plan in considered
-            if plan is not None
+            Option.of(name, plan, self._fits(plan)) for name, plan in considered if plan is not None
         )
         chosen = self._best(intervals, forward, outputs, everything)
         return replace(chosen, budget=budget, options=options)
@@ -287,7 +308,7 @@ class _Planner:
     def forward(self) -> Plan:
         symbols = self.costs.symbols()
         base = total(
-            self.costs.symbolic(node, symbols)
+            self.costs.symbolic(node, symbols, track=not self.what.symbolic)
             for key, node in self.costs.nodes.items()
             if key in self.costs.graph
         )
@@ -309,6 +330,8 @@ class _Planner:
 
     def _read(self) -> set[str]:
         """Values whose intervals some rule reads, at once or through other intervals."""
+        if self.what.symbolic:
+            return {key for key, n in self.costs.nodes.items() if self._boxed(key, n)}
         ends = {str(value) for value in self.values}
         ends |= {str(value) for value in self.outputs if self._only_interval(value)}
         ends |= {key for key, n in self.costs.nodes.items() if self._boxed(key, n)}
@@ -346,6 +369,8 @@ class _Planner:
 
     def _worth_walking(self, value: Value) -> bool:
         """Intervals are exact up to the first relaxed op, but for what joins on the way."""
+        if self.what.symbolic:
+            return self.costs.walks(self.costs.nodes[str(value)])
         if self.what.balls:
             return True
         above = nx.ancestors(self.costs.graph, str(value)) | {str(value)}

@@ -139,9 +139,9 @@ def _bounds_by_method(
     methods: Sequence[str],
     options: Mapping[str, Any],
 ) -> tuple[dict[str, Bounds], dict[str, tuple[Tensor, ...]]]:
-    def build(method: str) -> BoundProgram:
+    def build(method: str, **more: Any) -> BoundProgram:
         norms = norms_by_name(captured, regions, {})
-        chosen = CompileOptions(method=method, norms=norms, **options)
+        chosen = CompileOptions(method=method, norms=norms, **options, **more)
         return compile_capture(captured, bounded_names(captured, regions, {}), chosen)
 
     captured = capture_model(model, regions, {}, CompileOptions(**options))
@@ -151,7 +151,7 @@ def _bounds_by_method(
     # Sums over the symbols add terms to every product, at the size of the looser bounds.
     terms = 2.0
     if any(method != "ibp" for method in methods):
-        terms += symbols_of(build("symbolic"), *regions)
+        terms += symbols_of(build("symbolic", schedule="forward"), *regions)
     bounds: dict[str, Bounds] = {}
     allowed: dict[str, tuple[Tensor, ...]] = {}
     for method in methods:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import boundgraph as bg
-from boundgraph.planning import Cost, Planned, fixed_plan
+from boundgraph.planning import Cost, Planned, cheaper_schedule, fixed_plan
 from boundgraph.planning.cost import Costs
 from boundgraph.runtime.memory import peak_bytes
 
@@ -91,12 +91,23 @@ def test_products_are_those_that_torch_counts(name: str, method: str) -> None:
     program = bg.compile(model, region, method=method)
     with FlopCounterMode(display=False) as counter:
         program.run([region.interval()])
-    estimated = bg.plan_of(program, len(x)).cost.flops
-    if method == "symbolic":
-        # Its plan is that of `mix`, whose interval track comes on top.
-        assert counter.get_total_flops() <= estimated <= 2 * counter.get_total_flops()
-    else:
-        assert estimated == counter.get_total_flops()
+    assert bg.plan_of(program, len(x)).cost.flops == counter.get_total_flops()
+
+
+@pytest.mark.parametrize("name", networks())
+@pytest.mark.parametrize("schedule", ["forward", "backward"])
+def test_products_of_both_schedules(name: str, schedule: str) -> None:
+    model, x = networks()[name]
+    region = bg.LinfBall(x, 0.1)
+    options = {"method": "symbolic", "schedule": schedule}
+    program = bg.compile(model, region, **options)
+    with FlopCounterMode(display=False) as counter:
+        program.run([region.interval()])
+    plan = cheaper_schedule(
+        program.records[0].program, Planned((program.ir.inputs[0].name,), batch=len(x))
+    )
+    by_name = {option.name: option.flops for option in plan.options}
+    assert by_name[schedule] == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("name", networks())

@@ -123,7 +123,7 @@ def _assert_close(
     )
     terms = 2.0
     if program.method != "ibp":
-        terms += symbols_of(bg.compile(model, box, method="symbolic"), box)
+        terms += symbols_of(bg.compile(model, box, method="symbolic", schedule="forward"), box)
     for a, b, moved in pairs:
         assert isinstance(a, Interval) and isinstance(b, Interval)
         assert not (excess(a, b, terms * moved) > 0).any()

@@ -37,7 +37,7 @@ def allowed_for(
         return 2.0 * moved
     plain = bounds_of(bg.compile(model, *regions), *regions)
     ratio = (result.upper - result.lower) / (plain.upper - plain.lower)
-    symbolic = bg.compile(model, *regions, method="symbolic")
+    symbolic = bg.compile(model, *regions, method="symbolic", schedule="forward")
     terms = 2.0 + symbols_of(symbolic, *regions)
     return terms * moved * ratio.nan_to_num(1.0, 1e6).clamp(1.0, 1e6)
 
