@@ -72,6 +72,14 @@ class ConfigError(BoundGraphError, ValueError):
     """An option has a value that it cannot have."""
 
 
+class MemoryBudgetError(ConfigError):
+    """The smallest piece of work takes more than `max_memory`."""
+
+
+class OutOfTimeError(BoundGraphError):
+    """The time that a caller allowed is over; nothing is known from what was left undone."""
+
+
 class DataError(BoundGraphError, ValueError):
     """A data set or loader is empty, malformed or absent."""
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from boundgraph.accuracy import Evaluation, Masks, Progress, reporter
 from boundgraph.attacks._common import (
     AttackResult,
     check_batch,
@@ -35,98 +35,10 @@ from boundgraph.errors import (
     RegionError,
     SoundnessError,
 )
+from boundgraph.options import CASCADE, EXPENSIVE
 from boundgraph.runtime.chunked import ChunkedProgram
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
-
-
-@dataclass(frozen=True, eq=False)
-class Masks:
-    """Verdicts per sample, `[n]` bool each, in the order of the data, on the CPU."""
-
-    clean: Tensor
-    attacked: Tensor
-    certified: Tensor
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation found.
-
-    A sample is clean-correct when the label's logit is above all others (a tie is not),
-    attacked-correct when in addition no attack broke it, and certified when a sound bound
-    proves that nothing in the region can. `certified <= attacked <= clean` always holds.
-
-    Args:
-        n: samples evaluated.
-        clean_correct, attacked_correct, certified_correct: counts.
-        eps: radius of the region, in input units.
-        method: bound method, or several joined by `+` where a cascade was asked for.
-        attack: what the attack was, in words.
-        seconds: wall-clock time.
-        masks: verdicts per sample.
-    """
-
-    n: int
-    clean_correct: int
-    attacked_correct: int
-    certified_correct: int
-    eps: float
-    method: str
-    attack: str
-    seconds: float
-    masks: Masks | None = field(default=None, compare=False, repr=False)
-
-    @property
-    def clean(self) -> float:
-        """Fraction of samples classified correctly."""
-        return self.clean_correct / self.n
-
-    @property
-    def attacked(self) -> float:
-        """Fraction still correct under attack."""
-        return self.attacked_correct / self.n
-
-    @property
-    def certified(self) -> float:
-        """Fraction proved correct on the whole region."""
-        return self.certified_correct / self.n
-
-    @property
-    def counts(self) -> dict[str, int]:
-        return {
-            "clean_correct": self.clean_correct,
-            "attacked_correct": self.attacked_correct,
-            "certified_correct": self.certified_correct,
-            "n": self.n,
-        }
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers and texts, for JSON."""
-        return {
-            "clean": self.clean,
-            "attacked": self.attacked,
-            "certified": self.certified,
-            **self.counts,
-            "eps": self.eps,
-            "method": self.method,
-            "attack": self.attack,
-            "seconds": self.seconds,
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"{name:<9} {count / self.n:7.2%}  {count:,} of {self.n:,}  {what}"
-            for name, count, what in (
-                ("clean", self.clean_correct, "correct as they are"),
-                ("attacked", self.attacked_correct, f"still correct after {self.attack}"),
-                ("certified", self.certified_correct, f"proved by {self.method}"),
-            )
-        ]
-        return "\n".join([*lines, f"eps {self.eps:g}, {self.seconds:.1f} s"])
-
-
-Progress = Callable[[Evaluation, int | None], None]
 
 
 def evaluate(
@@ -148,15 +60,16 @@ def evaluate(
 ) -> Evaluation:
     """Clean, attacked and certified accuracy over balls of a norm.
 
-    The attack is PGD on the margin from random starts. Certified samples are attacked too:
-    an attack that breaks one is a bug in BoundGraph, and raised as such.
+    The attack is PGD on the margin from random starts, and comes first, as in `verify`: methods
+    of `crown` and beyond skip what it broke. The first method bounds every sample, though, and
+    a certificate of one that the attack broke is a bug in BoundGraph, and raised as such.
 
     Args:
         model: in evaluation mode, returns logits `[batch, classes]`; not changed.
         data: `(x, y)` tensors, or an iterable of such batches (a `DataLoader`).
         eps: radius in the units of the model's input.
         method: bound method, or several: each is tried on what the ones before it left
-            undecided, so put the cheap one first.
+            undecided, so put the cheap one first; `"cascade"` for those of `verify`.
         clip: range of valid inputs, which cuts the region; None for no cut.
         norm: of the ball: `math.inf`, 2, 1 or any p >= 1.
         attack_steps: gradient steps of each restart; 0 for no attack.
@@ -204,7 +117,7 @@ def evaluate(
     require_finite_weights(model)
     with arithmetic(model, rounding), torch.inference_mode(False):
         run = _Run(model, options)
-        show, total = _reporter(progress), sample_count(data, limit)
+        show, total = reporter(progress), sample_count(data, limit)
         for x, y in labelled_batches(data, batch_size, limit):
             run.add(x, y)
             show(run.result(), total)
@@ -276,14 +189,14 @@ class _Run:
         y = y.long()
         margin = margins(logits, y)
         clean = margin > 0
-        lowest = self._lowest_margins(corners(region, options.rounding), y, clean, logits.shape[1])
-        certified = proves(lowest)
-        self._contradiction(certified & ~clean, margin, lowest, y)
-        attacked = clean.clone()
+        broken = torch.zeros_like(clean)
         if options.attack_steps and bool(clean.any()):
             broken, margin = self._attack(x, y, clean, margin)
-            self._contradiction(certified & broken, margin, lowest, y)
-            attacked &= ~broken
+        box, hopeful = corners(region, options.rounding), clean & ~broken
+        lowest = self._lowest_margins(box, y, clean, hopeful, logits.shape[1])
+        certified = proves(lowest)
+        self._contradiction(certified & ~hopeful, margin, lowest, y)
+        attacked = hopeful
         for verdicts, new in (
             (self.clean, clean),
             (self.attacked, attacked),
@@ -305,15 +218,20 @@ class _Run:
             masks=masks,
         )
 
-    def _lowest_margins(self, box: Interval, y: Tensor, clean: Tensor, classes: int) -> Tensor:
+    def _lowest_margins(
+        self, box: Interval, y: Tensor, clean: Tensor, hopeful: Tensor, classes: int
+    ) -> Tensor:
         """`[batch]`: the best lower bound of the smallest margin over the other classes.
 
         The first method bounds every sample, wrong ones included: a certificate for one of
-        those would be a contradiction worth hearing of.
+        those would be a contradiction worth hearing of. Later ones bound those that are
+        `clean`, the expensive ones only those that are `hopeful`, as no attack broke them.
         """
         lowest = torch.full(y.shape, -torch.inf, dtype=box.lower.dtype, device=y.device)
         for position, method in enumerate(self.options.methods):
-            open_ = ~proves(lowest) & (clean if position else torch.ones_like(clean))
+            open_ = ~proves(lowest)
+            if position:
+                open_ &= hopeful if method in EXPENSIVE else clean
             index = open_.nonzero().squeeze(1)
             if not len(index):
                 break
@@ -322,7 +240,9 @@ class _Run:
             for at, bounds in program.run(region, y[index]):
                 rows = lower_bounds(bounds).scatter(1, y[index][at].unsqueeze(1), torch.inf)
                 # amin carries NaN along, and `proves` takes no NaN for a proof.
-                lowest[index[at]] = rows.amin(1)
+                # A later method may be looser than one before, on samples that neither proves.
+                found = rows.amin(1)
+                lowest[index[at]] = torch.where(found < lowest[index[at]], lowest[index[at]], found)
         return lowest
 
     def _program(self, method: str, example: Tensor, classes: int) -> ChunkedProgram:
@@ -394,6 +314,8 @@ def require_finite_weights(model: nn.Module) -> None:
 
 
 def _methods(method: str | Sequence[str]) -> tuple[str, ...]:
+    if method == "cascade" or tuple(method) == ("cascade",):
+        return CASCADE
     names = (method,) if isinstance(method, str) else tuple(method)
     unknown = [name for name in names if name not in METHODS]
     if unknown or not names:
@@ -402,21 +324,3 @@ def _methods(method: str | Sequence[str]) -> tuple[str, ...]:
             f"{', '.join(METHODS)}"
         )
     return tuple(dict.fromkeys(names))
-
-
-def _reporter(progress: bool | Progress | None) -> Progress:
-    if callable(progress):
-        return progress
-    if not progress:
-        return lambda *_: None
-
-    def line(so_far: Evaluation, total: int | None) -> None:
-        of = f"/{total:,}" if total is not None else ""
-        end = "\n" if so_far.n == total else "\r"
-        sys.stderr.write(
-            f"evaluated {so_far.n:,}{of}: clean {so_far.clean:.1%}, attacked "
-            f"{so_far.attacked:.1%}, certified {so_far.certified:.1%}{end}"
-        )
-        sys.stderr.flush()
-
-    return line

@@ -11,6 +11,9 @@ from boundgraph.errors import ConfigError
 TRAINING_METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
 METHODS = (*TRAINING_METHODS, "alpha-crown", "auto")
 SCHEDULES = ("auto", "forward", "backward")
+# The order in which `verify` and `evaluate` try methods, and those worth an attack before.
+CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")
+EXPENSIVE = ("crown", "alpha-crown")
 TARGETS = ("real", "executed")
 
 

@@ -52,7 +52,7 @@ Methods = Annotated[
         "--method",
         "-m",
         help="Bound method, or several with commas: each is tried on what the ones before it "
-        "left open, e.g. ibp,crown.",
+        "left open, e.g. ibp,crown; `cascade` for those of verify.",
     ),
 ]
 Rounding = Annotated[

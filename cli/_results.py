@@ -9,8 +9,8 @@ from boundgraph.cli._console import Output
 if TYPE_CHECKING:
     from torch import nn
 
+    from boundgraph.accuracy import Evaluation
     from boundgraph.data import DataSet
-    from boundgraph.evaluation import Evaluation
     from boundgraph.training.report import Example
     from boundgraph.training.run import RunFolder
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from boundgraph.accuracy import Evaluation
 from boundgraph.domains.interval import Interval
 from boundgraph.errors import (
     ConfigError,
@@ -25,7 +26,7 @@ from boundgraph.errors import (
     SpecError,
     UnsupportedError,
 )
-from boundgraph.evaluation import Evaluation, evaluate, proves
+from boundgraph.evaluation import evaluate, proves
 from boundgraph.runtime.memory import peak_bytes
 from boundgraph.runtime.module import BoundProgram
 
@@ -345,3 +346,42 @@ def test_memory_estimate_follows_the_types() -> None:
     assert ibp < 50 * 4 * 20
     # relu: 60 symbols for 50 values is the largest form.
     assert 60 * 50 * 4 <= symbolic <= 60 * 50 * 4 * 5
+
+
+def test_the_cascade_is_that_of_verify_and_spends_crown_on_hopeful_samples_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from boundgraph.domains.regions import LinfBall
+    from boundgraph.domains.specs import Margin
+    from boundgraph.options import CASCADE
+    from boundgraph.verification.verify import verify
+
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU())
+    model.append(nn.Linear(16, 3)).double().eval()
+    x = torch.rand(40, 4, dtype=torch.float64)
+    y, eps = model(x).argmax(1), 0.08
+    y[:3] = (y[:3] + 1) % 3
+    asked: dict[str, int] = {}
+    run = BoundProgram.run_within
+
+    def spy(self: BoundProgram, inputs: Any, labels: Tensor, *rest: Any, **named: Any) -> Any:
+        asked[self.method] = asked.get(self.method, 0) + len(labels)
+        return run(self, inputs, labels, *rest, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BoundProgram, "run_within", spy)
+        found = evaluate(model, (x, y), eps, method="cascade", attack_steps=20)
+    assert found.method == "+".join(CASCADE) and found.masks is not None
+    assert asked["ibp"] == 40
+    assert asked["crown"] <= int(found.masks.attacked.sum())
+    for method in CASCADE:
+        alone = evaluate(model, (x, y), eps, method=method, attack_steps=20)
+        assert alone.masks is not None
+        assert not bool((alone.masks.certified & ~found.masks.certified).any())
+    verdicts = verify(model, LinfBall(x, eps, clip=(0.0, 1.0)), Margin(3), labels=y, timeout=20)
+    assert isinstance(verdicts, list)
+    proved = torch.tensor([verdict.name == "proved" for verdict in verdicts])
+    assert torch.equal(proved, found.masks.certified)
+    refuted = torch.tensor([verdict.name == "refuted" for verdict in verdicts])
+    assert not bool((refuted & found.masks.certified).any())

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import torch
 
-from boundgraph.errors import ConfigError
+from boundgraph.errors import MemoryBudgetError
 from boundgraph.ir.analysis import liveness
 from boundgraph.ir.program import Node, Program, Value
 from boundgraph.ir.types import (
@@ -113,7 +113,7 @@ def samples_within(program: Program, budget: int | None, device: torch.device) -
         device: where it runs.
 
     Raises:
-        ConfigError: a single sample exceeds an explicit budget.
+        MemoryBudgetError: a single sample exceeds an explicit budget.
     """
     need = max(peak_bytes(program), 1)
     if budget is not None and need > budget:
@@ -121,9 +121,9 @@ def samples_within(program: Program, budget: int | None, device: torch.device) -
     return max(1, (budget or default_budget(device)) // need)
 
 
-def too_small(need: int, budget: int) -> ConfigError:
+def too_small(need: int, budget: int) -> MemoryBudgetError:
     """The error for a budget that the smallest piece of work exceeds."""
-    return ConfigError(
+    return MemoryBudgetError(
         f"bounding one sample needs about {need:,} bytes, more than max_memory={budget:,}; "
         "raise it, or use a method that needs less, such as 'ibp'"
     )

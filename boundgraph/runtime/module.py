@@ -24,7 +24,7 @@ from boundgraph.ir.types import Dim, IntervalType, SymbolicType
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
 from boundgraph.runtime.precision import certified_precision, check_dtype, sound_precision
-from boundgraph.runtime.rows import RowRunner, Usage
+from boundgraph.runtime.rows import RowRunner, TimeLeft, Usage
 
 
 @dataclass(frozen=True)
@@ -226,6 +226,7 @@ class BoundProgram(nn.Module):
         labels: Tensor | None = None,
         max_memory: int | None = None,
         usage: Usage | None = None,
+        time_left: TimeLeft | None = None,
     ) -> Any:
         """What `run` computes, a few samples and rows at a time where memory asks for it.
 
@@ -237,15 +238,17 @@ class BoundProgram(nn.Module):
             max_memory: bytes for bounds beside inputs, weights and outputs; by default 1 GiB
                 on a CPU, half of what is free on a GPU.
             usage: filled with the portions that were taken.
+            time_left: seconds, asked between portions; no limit where None.
 
         Raises:
-            ConfigError: one row of one sample exceeds an explicit `max_memory`.
+            MemoryBudgetError: one row of one sample exceeds an explicit `max_memory`.
+            OutOfTimeError: no time is left.
         """
         flat = self.arguments(inputs, labels)
         runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
         if runner.fits_whole(flat, max_memory):
             return self.run(inputs, labels)
-        outputs = runner.run_portions(flat, max_memory, usage)
+        outputs = runner.run_portions(flat, max_memory, usage, time_left)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def samples_within(self, max_memory: int | None, device: torch.device) -> int:

@@ -15,8 +15,9 @@ from boundgraph.errors import ConfigError
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
 from boundgraph.runtime.interpret import interpret
+from boundgraph.runtime.memory import fixed_batch, peak_bytes, too_small
 from boundgraph.runtime.module import BoundProgram, flatten
-from boundgraph.runtime.rows import RowRunner, RowSearch, Usage
+from boundgraph.runtime.rows import RowRunner, RowSearch, TimeLeft, Usage
 from boundgraph.runtime.slices import batch_size, cut, device_of, join, separable
 
 # A gradient keeps the forms of every walk until it is taken.
@@ -110,6 +111,7 @@ class OptimizedProgram(BoundProgram):
         labels: Tensor | None = None,
         max_memory: int | None = None,
         usage: Usage | None = None,
+        time_left: TimeLeft | None = None,
     ) -> Any:
         """Bounds after a search walk by walk, in which every row has slopes of its own.
 
@@ -118,22 +120,26 @@ class OptimizedProgram(BoundProgram):
         and last the outputs' undecided rows over those. Rows do not share slopes, so this takes
         few steps where one set of slopes for all rows, chosen jointly, takes many.
         """
-        runner = RowRunner(self.ir, parameter_lookup(self.model, self.constants))
+        lookup = parameter_lookup(self.model, self.constants)
+        runner, search = RowRunner(self.ir, lookup), (max_memory, usage, time_left)
         # Rounding-sound programs have no walks that rows can be taken out of.
-        if not runner.walks:
-            return self.run(inputs, labels)
         flat = self.arguments(inputs, labels)
+        if not runner.walks:
+            need = _KEPT * peak_bytes(self.ir, max(1, fixed_batch(self.ir) or 1))
+            if max_memory is not None and need > max_memory:
+                raise too_small(need, max_memory)
+            return self.run(inputs, labels)
         whole = [*flat, *([None] * len(self.info.slopes))]
         batch = batch_size(self.ir, dict(zip(map(str, self.ir.inputs), flat, strict=False)))
         with torch.no_grad():
             if not separable(self.ir, flat) or batch == 1:
-                parts = [self._search_rows(runner, whole, labels, max_memory, usage)]
+                parts = [self._search_rows(runner, whole, labels, *search)]
             else:
                 size = self.samples_within(max_memory, device_of(flat))
                 parts = []
                 for start in range(0, batch, size):
                     at = torch.arange(start, min(start + size, batch), device=device_of(flat))
-                    parts.append(self._search_samples(runner, whole, labels, at, max_memory, usage))
+                    parts.append(self._search_samples(runner, whole, labels, at, *search))
         outputs = tuple(
             found[0] if len(found) == 1 else join(value, found)
             for value, found in zip(self.ir.outputs, zip(*parts, strict=True), strict=True)
@@ -148,6 +154,7 @@ class OptimizedProgram(BoundProgram):
         at: Tensor,
         max_memory: int | None,
         usage: Usage | None,
+        time_left: TimeLeft | None,
     ) -> list[Any]:
         """The search for some samples: crown first, then those that it leaves undecided."""
 
@@ -159,13 +166,14 @@ class OptimizedProgram(BoundProgram):
 
         given = None if labels is None else labels[at]
         if not isinstance(self.spec, Margin) or not self.info.slopes or self.search.decided:
-            return self._search_rows(runner, of(at), given, max_memory, usage)
-        (crown,) = runner.run(of(at), max_memory, usage)
+            return self._search_rows(runner, of(at), given, max_memory, usage, time_left)
+        (crown,) = runner.run(of(at), max_memory, usage, time_left=time_left)
         open_ = self._undecided(crown, given).any(1).nonzero().squeeze(1)
         if not len(open_):
             return [crown]
         assert given is not None
-        (found,) = self._search_rows(runner, of(at[open_]), given[open_], max_memory, usage)
+        part = of(at[open_])
+        (found,) = self._search_rows(runner, part, given[open_], max_memory, usage, time_left)
         better = _best([Interval(crown.lower[open_], crown.upper[open_])], [found])[0]
         return [
             Interval(
@@ -181,6 +189,7 @@ class OptimizedProgram(BoundProgram):
         labels: Tensor | None,
         max_memory: int | None,
         usage: Usage | None,
+        time_left: TimeLeft | None,
     ) -> list[Any]:
         search = RowSearch(
             names=frozenset(self.info.slopes),
@@ -189,7 +198,8 @@ class OptimizedProgram(BoundProgram):
             size=self.search.step,
             undecided=lambda found: self._undecided(found, labels),
         )
-        return list(runner.run(given, max_memory, usage, search if search.names else None))
+        chosen = search if search.names else None
+        return list(runner.run(given, max_memory, usage, chosen, time_left))
 
     def samples_within(self, max_memory: int | None, device: torch.device) -> int:
         """How many samples go through at once, with what a gradient keeps."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from boundgraph.domains.interval import Interval, meet
+from boundgraph.errors import OutOfTimeError
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import Dim
 from boundgraph.ops._dtypes import to_torch
@@ -30,12 +31,23 @@ from boundgraph.runtime.memory import (
     too_small,
 )
 from boundgraph.runtime.portion import Portion
-from boundgraph.runtime.slices import batch_size, cut, device_of, join, separable, tensor_of
+from boundgraph.runtime.slices import (
+    batch_size,
+    by_sample,
+    cut,
+    device_of,
+    first_true,
+    from_samples,
+    join,
+    separable,
+    tensor_of,
+)
 from boundgraph.runtime.slopes import Slopes, ascend
 from boundgraph.runtime.walks import Step, Walk, split
 from boundgraph.runtime.window_plan import WindowPlan, plan_windows
 from boundgraph.runtime.windows import WindowWalk
 
+TimeLeft = Callable[[], float]
 # So many rows should fit beside each other before samples are put off for later.
 _ROWS_AT_ONCE = 16
 # A search keeps the forms of a walk until the gradient is taken, and slopes of their size.
@@ -108,7 +120,7 @@ class RowRunner:
         """Samples that fit beside a few rows of every walk.
 
         Raises:
-            ConfigError: one row of one sample exceeds an explicit budget.
+            MemoryBudgetError: one row of one sample exceeds an explicit budget.
         """
         limit = default_budget(device) if budget is None else budget
         outside = outside_bytes(self.program, self.steps, 1)
@@ -128,7 +140,11 @@ class RowRunner:
         return peak_bytes(self.program, batch_size(self.program, self._by_name(inputs))) <= limit
 
     def run_portions(
-        self, inputs: Sequence[Any], budget: int | None = None, usage: Usage | None = None
+        self,
+        inputs: Sequence[Any],
+        budget: int | None = None,
+        usage: Usage | None = None,
+        time_left: TimeLeft | None = None,
     ) -> tuple[Any, ...]:
         """`run` on as many samples at a time as the budget takes."""
         usage = usage or Usage()
@@ -136,13 +152,13 @@ class RowRunner:
         samples = self.samples_within(budget, device_of(inputs))
         if samples >= batch or not separable(self.program, inputs):
             usage.samples = batch
-            return self.run(inputs, budget, usage)
+            return self.run(inputs, budget, usage, time_left=time_left)
         usage.samples = samples
         parts: list[tuple[Any, ...]] = []
         for start in range(0, batch, samples):
             at = slice(start, start + samples)
             part = [cut(v, x, at) for v, x in zip(self.program.inputs, inputs, strict=True)]
-            parts.append(self.run(part, budget, usage))
+            parts.append(self.run(part, budget, usage, time_left=time_left))
         return tuple(
             join(value, outputs)
             for value, outputs in zip(self.program.outputs, zip(*parts, strict=True), strict=True)
@@ -157,6 +173,7 @@ class RowRunner:
         budget: int | None = None,
         usage: Usage | None = None,
         search: RowSearch | None = None,
+        time_left: TimeLeft | None = None,
     ) -> tuple[Any, ...]:
         """The program's outputs.
 
@@ -165,9 +182,14 @@ class RowRunner:
             budget: bytes that bounds may take beside inputs, weights and outputs.
             usage: filled with what was done.
             search: free slopes of each row are searched for; nothing has a gradient then.
+            time_left: seconds, asked between portions; no limit where None.
+
+        Raises:
+            OutOfTimeError: no time is left.
         """
-        run = _Run(self, inputs, budget, usage or Usage(), search)
+        run = _Run(self, inputs, budget, usage or Usage(), search, time_left)
         for index, step in enumerate(self.steps):
+            run.check_time()
             if isinstance(step, Walk):
                 run.values[str(step.result)] = run.walk(step)
             else:
@@ -200,9 +222,11 @@ class _Run:
         budget: int | None,
         usage: Usage,
         search: RowSearch | None = None,
+        time_left: TimeLeft | None = None,
     ) -> None:
         program = runner.program
         self.runner, self.usage, self.search = runner, usage, search
+        self.time_left = time_left
         self.values: dict[str, Any] = runner._by_name(inputs)
         self.values.update((str(p), runner.lookup(p.name)) for p in program.params)
         self.sizes = DimSizes(program, runner._by_name(inputs))
@@ -210,6 +234,13 @@ class _Run:
         self.like = tensor_of(next(value for value in inputs if value is not None))
         total = default_budget(device_of(inputs)) if budget is None else budget
         self.room = max(total - outside_bytes(program, runner.steps, self.batch), total // 4)
+
+    def check_time(self) -> None:
+        if not self._has_time():
+            raise OutOfTimeError("the time for bounds is over")
+
+    def _has_time(self) -> bool:
+        return self.time_left is None or self.time_left() > 0
 
     def walk(self, walk: Walk) -> Interval:
         """Bounds of a value: all its elements, or those that are worth it."""
@@ -239,8 +270,8 @@ class _Run:
     def _improved(self, walk: Walk, old: Interval, wanted: Tensor, steps: int) -> Interval:
         """An interval met with backward bounds of the wanted elements."""
         dim = walk.batch_dim
-        lower, upper = (_by_sample(end, dim) for end in (old.lower, old.upper))
-        open_ = _by_sample(wanted, dim)
+        lower, upper = (by_sample(end, dim) for end in (old.lower, old.upper))
+        open_ = by_sample(wanted, dim)
         if not bool(open_.any()):
             self._note(walk, 0, 0)
             return old
@@ -249,7 +280,7 @@ class _Run:
             ends = self._windowed(walk, plan, lower, upper, open_, steps)
         else:
             ends = self._listed(walk, lower, upper, open_, steps)
-        return Interval(*(_from_samples(end, dim, old.lower.shape) for end in ends))
+        return Interval(*(from_samples(end, dim, old.lower.shape) for end in ends))
 
     def _listed(
         self, walk: Walk, lower: Tensor, upper: Tensor, open_: Tensor, steps: int
@@ -306,9 +337,10 @@ class _Run:
 
     def _climbed(self, evaluate: Callable[[Slopes | None], Tensor], steps: int) -> Tensor:
         """Least values of a portion of rows, after some steps of their own slopes."""
+        self.check_time()
         if self.search is None or not steps:
             return evaluate(None)
-        return ascend(evaluate, self.search.names, steps, self.search.size)
+        return ascend(evaluate, self.search.names, steps, self.search.size, self._has_time)
 
     def _ends(
         self, walk: Walk, count: int, units_of: Callable[[int, int], Tensor], steps: int
@@ -358,30 +390,3 @@ def _detached(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach()
     return value.map(Tensor.detach) if type(value) is Interval else value
-
-
-def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Columns of the true entries of `[batch, n]`, and which of them are real.
-
-    Both `[batch, most in a row]`; shorter lists are filled up by repeating their first entry.
-    """
-    count = mask.sum(1)
-    most = int(count.max()) if mask.numel() else 0
-    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
-    real = torch.arange(most, device=mask.device) < count.unsqueeze(1)
-    return torch.where(real, order, order[:, :1]) if most else order, real
-
-
-def _by_sample(x: Tensor, batch_dim: int | None) -> Tensor:
-    if batch_dim is None:
-        return x.reshape(1, -1)
-    moved = x.movedim(batch_dim, 0)
-    # A sample may be a single number.
-    return moved.flatten(1) if moved.dim() > 1 else moved.unsqueeze(1)
-
-
-def _from_samples(x: Tensor, batch_dim: int | None, shape: torch.Size) -> Tensor:
-    if batch_dim is None:
-        return x.reshape(shape)
-    features = [size for dim, size in enumerate(shape) if dim != batch_dim]
-    return x.reshape((-1, *features)).movedim(0, batch_dim)

@@ -73,3 +73,32 @@ def join(value: Value, parts: Sequence[Any]) -> Any:
             torch.cat([part.upper for part in parts], dim),
         )
     return torch.cat(list(parts), dim)
+
+
+def first_true(mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Columns of the true entries of `[batch, n]`, and which of them are real.
+
+    Both `[batch, most in a row]`; shorter lists are filled up by repeating their first entry.
+    """
+    count = mask.sum(1)
+    most = int(count.max()) if mask.numel() else 0
+    order = mask.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]
+    real = torch.arange(most, device=mask.device) < count.unsqueeze(1)
+    return torch.where(real, order, order[:, :1]) if most else order, real
+
+
+def by_sample(x: Tensor, batch_dim: int | None) -> Tensor:
+    """`[batch, elements]`; one sample where there is no batch dimension."""
+    if batch_dim is None:
+        return x.reshape(1, -1)
+    moved = x.movedim(batch_dim, 0)
+    # A sample may be a single number.
+    return moved.flatten(1) if moved.dim() > 1 else moved.unsqueeze(1)
+
+
+def from_samples(x: Tensor, batch_dim: int | None, shape: torch.Size) -> Tensor:
+    """`[batch, elements]` in the shape of the value again."""
+    if batch_dim is None:
+        return x.reshape(shape)
+    features = [size for dim, size in enumerate(shape) if dim != batch_dim]
+    return x.reshape((-1, *features)).movedim(0, batch_dim)

@@ -82,7 +82,11 @@ class Slopes:
 
 
 def ascend(
-    evaluate: Callable[[Slopes], Tensor], names: frozenset[str], steps: int, size: float
+    evaluate: Callable[[Slopes], Tensor],
+    names: frozenset[str],
+    steps: int,
+    size: float,
+    go_on: Callable[[], bool] = lambda: True,
 ) -> Tensor:
     """The best least value of each row over some steps of its slopes.
 
@@ -91,6 +95,7 @@ def ascend(
         names: see `Slopes`.
         steps: gradient steps; each needs an evaluation, and there is one more.
         size: of the first step; later ones shrink geometrically.
+        go_on: asked before each step; what is best so far holds whenever it stops.
     """
     slopes = Slopes(names)
     with torch.no_grad():
@@ -98,8 +103,8 @@ def ascend(
     shrink = max(_SHRINK, _LAST_STEP ** (1 / max(steps - 1, 1)))
     for _ in range(steps):
         slopes.given = {k: v.detach().requires_grad_() for k, v in slopes.given.items()}
-        if not slopes.given:
-            break
+        if not slopes.given or not go_on():
+            return best
         with torch.enable_grad():
             total = evaluate(slopes)
             grads = torch.autograd.grad(total.sum(), list(slopes.given.values()), allow_unused=True)

@@ -13,9 +13,8 @@ from boundgraph.compiler import METHODS
 from boundgraph.domains.regions import Box, LinfBall, LpBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin
 from boundgraph.errors import ConfigError, NonFiniteError, RegionError, SpecError
+from boundgraph.options import CASCADE
 from boundgraph.verification.spec import All, Any, AnySpec, Constraint
-
-CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")
 
 
 def check(
@@ -49,7 +48,7 @@ def check(
 def methods_of(names: Sequence[str] | None) -> tuple[str, ...]:
     """The bound methods to run, in order."""
     if names is None:
-        return tuple(name for name in CASCADE if name in METHODS)
+        return CASCADE
     chosen = (names,) if isinstance(names, str) else tuple(names)
     unknown = [name for name in chosen if name not in METHODS]
     if unknown or not chosen:

@@ -15,19 +15,18 @@ from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.domains.specs import LinearSpec
 from boundgraph.domains.symbolic import Symbolic
-from boundgraph.errors import InternalError
+from boundgraph.errors import InternalError, MemoryBudgetError, OutOfTimeError
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import Dim, IntervalType, evaluate_shape
-from boundgraph.runtime.memory import peak_bytes
 from boundgraph.runtime.module import BoundProgram
+from boundgraph.runtime.walks import TIGHTEN
 from boundgraph.verification.spec import Clauses
 from boundgraph.verification.verdict import Cause
 
 DEFAULT_MEMORY = 2 << 30
 KEPT_PROGRAMS = 64
-# Evaluations of a method that optimises (a gradient costs about two more), whose
-# intermediate values live until the gradient is taken.
-REPEATS = {"alpha-crown": 60}
+# Methods that optimise, and their evaluations (a gradient costs about two more).
+SEARCHES, REPEATS = ("alpha-crown",), 60
 # What a run costs beside its arithmetic; keeps a tiny first run from foretelling hours.
 _OVERHEAD = 0.05
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "not enough memory")
@@ -113,29 +112,23 @@ def run_stage(
             return _stopped(outcome, "timeout", "out of time", rows, start)
         part = rows[start : start + count]
         program = stages.program(method, clauses, part)
-        need, work = _cost(program, method)
-        if need > stages.max_memory:
-            if len(part) == 1:
-                text = (
-                    f"one row needs about {need:,} bytes, more than "
-                    f"max_memory={stages.max_memory:,}"
-                )
-                return _stopped(outcome, "memory", text, rows, start)
-            count = max(1, min(len(part) - 1, len(part) * stages.max_memory // need))
-            continue
+        work = _work(program)
         if work * stages.seconds_per_element > time_left():
             seconds = work * stages.seconds_per_element
             text = f"it would take about {seconds:.3g} s, more than is left"
             return _stopped(outcome, "timeout", text, rows, start)
         started = time.perf_counter()
-        lower = _run(program, inputs)
+        lower = _run(program, inputs, stages.max_memory, time_left)
         spent = time.perf_counter() - started
-        if lower is None:
+        if lower == "timeout":
+            return _stopped(outcome, "timeout", "out of time", rows, start)
+        if isinstance(lower, str):
             if len(part) > 1:
                 count = max(1, len(part) // 2)
                 continue
-            return _stopped(outcome, "memory", "the machine ran out of memory", rows, start)
-        stages.seconds_per_element = max(0.0, spent - _OVERHEAD) / work
+            return _stopped(outcome, "memory", lower, rows, start)
+        if work:
+            stages.seconds_per_element = max(0.0, spent - _OVERHEAD) / work
         finite = torch.isfinite(lower)
         bad += int((~finite).sum())
         outcome.lower[list(part)] = torch.where(finite, lower, -torch.inf)
@@ -153,17 +146,26 @@ def _stopped(outcome: Outcome, cause: Cause, text: str, rows: Sequence[int], don
     return outcome
 
 
-def _run(program: BoundProgram, inputs: Sequence[Interval | Tensor]) -> Tensor | None:
-    """`[rows]` float64 lower bounds on the CPU; None where memory ran out."""
+def _run(
+    program: BoundProgram,
+    inputs: Sequence[Interval | Tensor],
+    max_memory: int,
+    time_left: Callable[[], float],
+) -> Tensor | str:
+    """`[rows]` float64 lower bounds on the CPU; why not, where time or memory ran out."""
     try:
-        # Methods that optimise take gradients; for the others a graph would be waste.
-        with torch.set_grad_enabled(program.method in REPEATS):
-            found = program.run(inputs)
+        # A search takes gradients where it wants them; for the others a graph would be waste.
+        with torch.set_grad_enabled(program.method in SEARCHES):
+            found = program.run_within(inputs, None, max_memory, time_left=time_left)
+    except OutOfTimeError:
+        return "timeout"
+    except MemoryBudgetError as error:
+        return f"one row takes more than there is: {error}"
     except (torch.OutOfMemoryError, MemoryError):
-        return None
+        return "the machine ran out of memory"
     except RuntimeError as error:
         if any(text in str(error).lower() for text in _OUT_OF_MEMORY):
-            return None
+            return "the machine ran out of memory"
         raise
     if isinstance(found, Symbolic):
         found = found.concretize()
@@ -173,12 +175,11 @@ def _run(program: BoundProgram, inputs: Sequence[Interval | Tensor]) -> Tensor |
     return lower.detach().reshape(-1).double().cpu()
 
 
-def _cost(program: BoundProgram, method: str) -> tuple[int, int]:
-    """Estimated bytes and elements written by a run on one sample."""
-    need, work = peak_bytes(program.ir), elements(program.ir)
-    if method in REPEATS:
-        return max(need, 8 * work), work * REPEATS[method]
-    return need, work
+def _work(program: BoundProgram) -> int:
+    """Elements that a run writes; 0 where rows are left out, and how many cannot be told."""
+    if any(node.op == TIGHTEN for node in program.ir.nodes):
+        return 0
+    return elements(program.ir) * (REPEATS if program.method in SEARCHES else 1)
 
 
 def elements(program: Program) -> int:

@@ -16,6 +16,7 @@ from boundgraph.domains.enclosure import corners
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.errors import CertificateError, SoundnessError, UnsupportedError
+from boundgraph.options import EXPENSIVE
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
 from boundgraph.verification._arguments import check, labels_of, methods_of, one_sample
@@ -27,7 +28,6 @@ from boundgraph.verification.verdict import Cause, Proved, Refuted, Unknown, Ver
 
 DEFAULT_ATTACK = Attack()
 # Before these a counterexample is looked for once more, clause by clause.
-EXPENSIVE = ("crown", "alpha-crown")
 # A bound may exceed a value that the model reaches by rounding, relative to what the row
 # adds up. More than this is a contradiction.
 _ROUNDING = {torch.float32: 1e-3, torch.float64: 1e-9}

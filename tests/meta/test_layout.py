@@ -46,7 +46,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": LOWER | {"data"},
     "attacks": LOWER | {"data"},
     "verification": LOWER | {"attacks", "data"},
-    "evaluation": LOWER | {"attacks", "data", "training"},
+    "accuracy": set(),
+    "evaluation": LOWER | {"accuracy", "attacks", "data", "training"},
     "testing": LOWER,
     "gpu": LOWER | {"training"},
 }

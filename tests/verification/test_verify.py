@@ -50,7 +50,7 @@ class Identity(nn.Module):
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Anything) -> list[str]:
     """Let every bound program return `change(lower)`; the methods that ran."""
-    run, ran = BoundProgram.run, []
+    run, ran = BoundProgram.run_within, []
 
     def planted(self: BoundProgram, *args: Anything, **kwargs: Anything) -> Interval:
         ran.append(self.method)
@@ -58,7 +58,7 @@ def plant(monkeypatch: pytest.MonkeyPatch, change: Anything) -> list[str]:
         lower = change(found.lower, self.method)
         return Interval(lower, torch.maximum(found.upper, lower))
 
-    monkeypatch.setattr(BoundProgram, "run", planted)
+    monkeypatch.setattr(BoundProgram, "run_within", planted)
     return ran
 
 
