@@ -34,6 +34,10 @@ _EXPORTS = {
     "compile": "boundgraph.compiler",
     "plan_of": "boundgraph.compiler",
     "evaluate": "boundgraph.evaluation",
+    "freeze": "boundgraph.ops.custom",
+    "leaf": "boundgraph.ops.custom",
+    "register_op": "boundgraph.ops.custom",
+    "Lines": "boundgraph.domains.linear_form",
     "LinearBounds": "boundgraph.domains.linear_bounds",
     "linear_bounds": "boundgraph.linearize",
     "load": "boundgraph.runtime.saved",
@@ -56,6 +60,7 @@ if TYPE_CHECKING:
     from boundgraph.compiler import plan_of as plan_of
     from boundgraph.domains.interval import Interval as Interval
     from boundgraph.domains.linear_bounds import LinearBounds as LinearBounds
+    from boundgraph.domains.linear_form import Lines as Lines
     from boundgraph.domains.regions import Box as Box
     from boundgraph.domains.regions import L1Ball as L1Ball
     from boundgraph.domains.regions import L2Ball as L2Ball
@@ -65,6 +70,9 @@ if TYPE_CHECKING:
     from boundgraph.domains.specs import Margin as Margin
     from boundgraph.evaluation import evaluate as evaluate
     from boundgraph.linearize import linear_bounds as linear_bounds
+    from boundgraph.ops.custom import freeze as freeze
+    from boundgraph.ops.custom import leaf as leaf
+    from boundgraph.ops.custom import register_op as register_op
     from boundgraph.runtime.module import BoundProgram as BoundProgram
     from boundgraph.runtime.module import Bounds as Bounds
     from boundgraph.runtime.saved import load as load
@@ -81,6 +89,7 @@ __all__ = [
     "L1Ball",
     "L2Ball",
     "LinearSpec",
+    "Lines",
     "LinfBall",
     "LpBall",
     "Margin",
@@ -92,9 +101,12 @@ __all__ = [
     "bound",
     "compile",
     "evaluate",
+    "freeze",
+    "leaf",
     "linear_bounds",
     "load",
     "plan_of",
+    "register_op",
     "testing",
     "training",
     "verification",

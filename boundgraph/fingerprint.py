@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from boundgraph.ops.custom import generation
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _TABLES = ("_parameters", "_buffers", "_modules")
 
@@ -32,13 +34,14 @@ class _Same:
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """A hashable key that changes when the model's structure or a plain attribute does.
 
+    So it does when an op of the user's is registered or removed.
+
     Globals and closures that its code reads are not covered, nor are attributes of objects
     that are neither modules, containers nor plain values.
     """
-    return tuple(
-        (name, type(module), _tables(module), _attributes(module))
-        for name, module in model.named_modules(remove_duplicate=False)
-    )
+    modules = model.named_modules(remove_duplicate=False)
+    parts = ((name, type(module), _tables(module), _attributes(module)) for name, module in modules)
+    return (generation(), *parts)
 
 
 def _tables(module: nn.Module) -> tuple[Any, ...]:

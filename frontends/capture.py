@@ -24,6 +24,7 @@ from boundgraph.frontends._generic import NotImported, without_data
 from boundgraph.frontends._importer import Importer
 from boundgraph.frontends._preserve import changed_attributes, plain_attributes, preserved
 from boundgraph.frontends._python import SYMBOL, NotDynamic
+from boundgraph.frontends._user_ops import user_ops
 from boundgraph.frontends._wrapper import CallOf, call_of, input_names
 from boundgraph.ir.program import Program, Value
 from boundgraph.ir.types import Dim, Shape, TensorType
@@ -118,7 +119,7 @@ def capture(
     reasons: list[Diagnostic] = []
     for name in FRONTENDS if frontend == "auto" else (frontend,):
         try:
-            with preserved(model) as generators:
+            with preserved(model) as generators, user_ops(model):
                 before = plain_attributes(model)
                 found = _capture_with(name, request, dynamic_batch)
                 if generators.moved():

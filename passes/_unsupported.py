@@ -26,6 +26,8 @@ def diagnose(node: Node, spec: OpSpec | None, positions: list[int]) -> Diagnosti
             "`boundgraph ops` lists what is supported; rewrite this step with those ops, or "
             "bound the model up to it",
         )
+    if spec is not None and spec.refusal:
+        return Diagnostic(spec.refusal, node.span, spec.way_out or None)
     if spec is not None and spec.interval is not None:
         which = ", ".join(str(node.inputs[position]) for position in positions)
         return Diagnostic(

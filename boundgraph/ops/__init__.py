@@ -6,6 +6,7 @@ from boundgraph.ops import attention as attention
 from boundgraph.ops import cast as cast
 from boundgraph.ops import constant as constant
 from boundgraph.ops import conv as conv
+from boundgraph.ops import custom as custom
 from boundgraph.ops import exponential as exponential
 from boundgraph.ops import extremes as extremes
 from boundgraph.ops import gather as gather

@@ -89,6 +89,7 @@ class OpCase:
         positive: positions of operands to draw between 0.25 and 2 instead (variances).
         indices: positions of operands that are indices, each with its number of values.
         masks: positions of operands that are tensors of booleans.
+        given: positions of operands that are not drawn, each with its tensor.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -99,6 +100,7 @@ class OpCase:
     positive: tuple[int, ...] = ()
     indices: tuple[tuple[int, int], ...] = ()
     masks: tuple[int, ...] = ()
+    given: tuple[tuple[int, Tensor], ...] = ()
 
 
 Sampler = Callable[[random.Random], OpCase]
@@ -148,6 +150,8 @@ class OpSpec:
         row_norm: `(*rest, q) -> Tensor`, an upper bound on the q-norm of each row of the linear
             part of an affine op, broadcasting to the result; for regions that are p-balls.
         partial: it gives NaN for some finite operands.
+        refusal: why it takes no bounds, where there is more to say than that no rule exists.
+        way_out: what to do about it.
         summary: one line for `boundgraph ops`.
     """
 
@@ -173,6 +177,8 @@ class OpSpec:
     sample: Sampler | None = None
     row_norm: Rule | None = None
     partial: bool = False
+    refusal: str = ""
+    way_out: str = ""
     summary: str = ""
 
     def accepts(self, position: int) -> bool:
@@ -192,6 +198,8 @@ class OpSpec:
 
 _OPS: dict[str, OpSpec] = {}
 _LOWERINGS: dict[Hashable, Callable[..., Any]] = {}
+# Lowerings that go with a removable op.
+_OWNED: dict[str, list[Hashable]] = {}
 
 
 def register(spec: OpSpec) -> OpSpec:
@@ -200,6 +208,13 @@ def register(spec: OpSpec) -> OpSpec:
         raise InternalError(f"op {spec.name!r} is defined twice")
     _OPS[spec.name] = spec
     return spec
+
+
+def unregister(name: str) -> None:
+    """Remove an op and the lowerings that were added for it."""
+    for target in _OWNED.pop(name, ()):
+        _LOWERINGS.pop(target, None)
+    _OPS.pop(name, None)
 
 
 def get(name: str) -> OpSpec | None:
@@ -247,13 +262,21 @@ class Lowering(Protocol):
         ...
 
 
-def lowers(*targets: Hashable) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def lowers(
+    *targets: Hashable, op: str | None = None
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Register a lowering for torch functions, overloads (`aten.relu.default`) and methods.
 
     Methods are spelled `"Tensor.relu"`. The lowering is called as
     `lowering(b, *args, **kwargs)` with a `Lowering` first and the captured call's own
     arguments; tensors arrive as `Value`s.
+
+    Args:
+        targets: what is lowered.
+        op: the op that the lowering goes with, if it can be removed.
     """
+    if op is not None:
+        _OWNED.setdefault(op, []).extend(targets)
 
     def wrap(fn: Callable[..., Any]) -> Callable[..., Any]:
         for target in targets:

@@ -8,6 +8,7 @@ declare (`OpSpec.rounding`), for the values at hand.
     >>> check_op("tanh", cases=5)
 """
 
+from boundgraph.ops._spec import OpCase as OpCase
 from boundgraph.testing._models import capture_allowance as capture_allowance
 from boundgraph.testing._models import check_model as check_model
 from boundgraph.testing._models import model_allowance as model_allowance
@@ -16,6 +17,7 @@ from boundgraph.testing._ops import DrawnCase as DrawnCase
 from boundgraph.testing._ops import check_backward_rule as check_backward_rule
 from boundgraph.testing._ops import check_interval_rule as check_interval_rule
 from boundgraph.testing._ops import check_op as check_op
+from boundgraph.testing._ops import check_samples as check_samples
 from boundgraph.testing._ops import check_symbolic_rule as check_symbolic_rule
 from boundgraph.testing._ops import draw_case as draw_case
 from boundgraph.testing._ops import relaxed_lines as relaxed_lines

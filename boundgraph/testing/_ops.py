@@ -17,7 +17,8 @@ from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import ConfigError, SoundnessError
 from boundgraph.ops import Kind, OpSpec
-from boundgraph.ops._spec import OpCase
+from boundgraph.ops._spec import OpCase, batch_first
+from boundgraph.ops.custom import Registration
 from boundgraph.testing._points import sample_point
 from boundgraph.testing._rounding import (
     CONVERSIONS,
@@ -71,8 +72,12 @@ def draw_case(
     case = spec.sample(rng)
     generator = torch.Generator().manual_seed(rng.getrandbits(40))
     operands: list[Any] = []
+    given = dict(case.given)
     for position, shape in enumerate(case.shapes):
-        if shape == (-1,):
+        if position in given:
+            own = given[position]
+            operands.append(own.to(dtype) if own.is_floating_point() else own)
+        elif shape == (-1,):
             batch = case.shapes[0][0]
             operands.append(torch.randint(case.attrs["classes"], (batch,), generator=generator))
         elif position in dict(case.indices):
@@ -123,7 +128,7 @@ def _draw_box(
 
 
 def check_op(
-    op: str | OpSpec,
+    op: str | OpSpec | Registration,
     *,
     cases: int = 50,
     points: int = 8,
@@ -134,7 +139,7 @@ def check_op(
     """Check the interval, symbolic and backward rules of an op against what it computes.
 
     Args:
-        op: a registered op or its name.
+        op: a registered op, its name, or what `register_op` returned.
         cases: random uses to draw.
         points: points per use.
         seed: of the draws; printed on failure.
@@ -145,13 +150,14 @@ def check_op(
         SoundnessError: with the use, the seed and by how much a rule fails to enclose.
         ConfigError: an unknown op, or one without a sampler.
     """
-    spec = ops.get(op) if isinstance(op, str) else op
+    known = op.spec if isinstance(op, Registration) else op
+    spec = ops.get(known) if isinstance(known, str) else known
     if spec is None:
         raise ConfigError(f"no op {op!r}; `boundgraph ops` lists all")
     for index in range(cases):
         rng = random.Random(f"{seed}/{index}")
         drawn = draw_case(spec, rng, dtype, scale=scale)
-        for check in (check_interval_rule, check_symbolic_rule, check_backward_rule):
+        for check in _CHECKS:
             try:
                 check(drawn, rng, points)
             except SoundnessError as error:
@@ -168,6 +174,12 @@ def check_interval_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -
     if spec.interval is None:
         return
     result = spec.interval(*drawn.operands, **drawn.attrs)
+    shape = spec.concrete(*drawn.point(rng), **drawn.attrs).shape
+    if result.lower.shape != shape or result.upper.shape != shape:
+        raise SoundnessError(
+            f"the interval rule of {spec.name!r} gives {list(result.lower.shape)} and "
+            f"{list(result.upper.shape)}, the op {list(shape)}: {drawn}"
+        )
     outside = _leaves_domain(drawn)
     if outside is not None:
         hidden = outside & ~(torch.isnan(result.lower) & torch.isnan(result.upper))
@@ -182,6 +194,21 @@ def check_interval_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -
     for _ in range(points):
         point = drawn.point(rng)
         _require(drawn, "interval", excess(_reference(spec, point, drawn.attrs), result, allowed))
+
+
+def check_samples(drawn: DrawnCase, rng: random.Random, points: int = 8) -> None:
+    """An op that acts on each sample by itself gives one the same result among any others."""
+    spec, first = drawn.spec, drawn.operands[0]
+    if spec.batch is not batch_first or not isinstance(first, Interval) or not first.lower.dim():
+        return
+    result = spec.interval(*drawn.operands, **drawn.attrs) if spec.interval else None
+    if result is None or len(result.lower) != len(first.lower):
+        return
+    allowed = allowance(spec, drawn.operands, drawn.attrs, result)[:1]
+    (own, *rest), (other, *_) = drawn.point(rng), drawn.point(rng)
+    among = torch.cat([own[:1], other[1:]])
+    values = [_reference(spec, (x, *rest), drawn.attrs)[:1] for x in (own, among)]
+    _require(drawn, "batch", excess(values[0], Interval.point(values[1]), allowed))
 
 
 def _leaves_domain(drawn: DrawnCase) -> Tensor | None:
@@ -391,3 +418,6 @@ def _doubled(value: Any) -> Any:
 
 def _double_at(value: Any, symbols: Mapping[str, Tensor]) -> Tensor:
     return _at(_doubled(value), symbols)
+
+
+_CHECKS = (check_interval_rule, check_symbolic_rule, check_backward_rule, check_samples)

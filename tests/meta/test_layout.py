@@ -29,7 +29,7 @@ LOWER |= {"planning"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"source"},
     "source": set(),
-    "fingerprint": set(),
+    "fingerprint": {"ops"},
     "ir": BASE,
     "domains": {"errors"},
     "relaxations": {"domains"},
