@@ -20,7 +20,9 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.errors import GpuReportError
 from boundgraph.gpu import _inductor
-from boundgraph.gpu._inductor import GraphCode, Resources, SchedulerKernel
+from boundgraph.gpu._inductor import GraphCode
+from boundgraph.gpu._machine_code import Resources, assemble, wrapper_text
+from boundgraph.gpu._scheduler import SchedulerKernel
 from boundgraph.training.step import cuda_options
 
 if TYPE_CHECKING:
@@ -80,10 +82,7 @@ class GpuReport:
     @property
     def triton(self) -> int:
         """Launches of generated kernels."""
-        return sum(
-            len(re.findall(r"\w\.run\(", _inductor.wrapper_text(graph.code)))
-            for graph in self.graphs
-        )
+        return sum(len(re.findall(r"\w\.run\(", wrapper_text(graph.code))) for graph in self.graphs)
 
     @property
     def library(self) -> int:
@@ -148,7 +147,7 @@ class GpuReport:
         Compiles each to sm_90 machine code with the assembler of the triton package: seconds
         per kernel.
         """
-        return [entry for graph in self.graphs for entry in _inductor.assemble(graph.code)]
+        return [entry for graph in self.graphs for entry in assemble(graph.code)]
 
     def to_dict(self) -> dict[str, Any]:
         """The totals, for JSON."""
@@ -285,13 +284,13 @@ _CONVOLUTION_GRADIENT = re.compile(
 
 
 def _fallbacks(code: str) -> list[str]:
-    body = _inductor.wrapper_text(code)
+    body = wrapper_text(code)
     called = re.findall(r"= ((?:torch\.ops\.)?aten\.[\w.]+)\(", body)
     return [name for name in called if "convolution_backward" not in name]
 
 
 def _library_calls(code: str) -> int:
     """Calls of library kernels; each gradient that a convolution's backward gives is one."""
-    body = _inductor.wrapper_text(code)
+    body = wrapper_text(code)
     gradients = sum(mask.count("True") for mask in _CONVOLUTION_GRADIENT.findall(body))
     return len(re.findall(r"extern_kernels\.\w+\(", body)) + gradients + len(_fallbacks(code))

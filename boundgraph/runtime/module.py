@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +15,14 @@ from torch.utils import _pytree as pytree
 from boundgraph.domains.balls import BallInterval
 from boundgraph.domains.enclosure import enclosure
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import Region, norm_of
+from boundgraph.domains.regions import Region
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import NonFiniteError, RegionError, SpecError
 from boundgraph.ir.program import Program, Value
-from boundgraph.ir.types import Dim, IntervalType, SymbolicType
+from boundgraph.ir.types import IntervalType, SymbolicType
+from boundgraph.runtime.arguments import check_regions
+from boundgraph.runtime.arguments import flatten as flatten
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
 from boundgraph.runtime.precision import certified_precision, check_dtype, sound_precision
@@ -343,68 +345,8 @@ class BoundProgram(nn.Module):
 
     def _check_regions(self, regions: Sequence[Region | Tensor]) -> list[Interval | Tensor]:
         expected = self.ir.inputs[: self.info.inputs]
-        if len(regions) != len(expected):
-            names = ", ".join(value.name for value in expected)
-            raise RegionError(
-                f"{len(regions)} regions given, the model takes {len(expected)} inputs: {names}"
-            )
-        sizes: dict[str, int] = {}
-        checked: list[Interval | Tensor] = []
-        for value, region in zip(expected, regions, strict=True):
-            checked.append(
-                _check_region(value, region, sizes, enclosure if self.info.sound else None)
-            )
-            wanted, norm = dict(self.info.norms).get(value.name), norm_of(region)
-            if wanted != norm:
-                raise RegionError(
-                    f"input {value.name!r} was compiled for {_region_name(wanted)}, "
-                    f"got {_region_name(norm)}; compile again for the new kind of region"
-                )
-        return checked
-
-
-def _region_name(norm: float | None) -> str:
-    return "a box" if norm is None else f"a ball of the {norm:g}-norm"
-
-
-def flatten(values: Sequence[Interval | Tensor]) -> list[Tensor]:
-    """Tensors for an emitted module: an interval as its two ends."""
-    flat: list[Tensor] = []
-    for value in values:
-        flat.extend((value.lower, value.upper) if isinstance(value, Interval) else (value,))
-    return flat
-
-
-def _check_region(
-    value: Value,
-    region: Region | Tensor,
-    sizes: dict[str, int],
-    corners: Callable[[Any], Interval] | None = None,
-) -> Interval | Tensor:
-    bounded = isinstance(value.type, IntervalType)
-    if bounded != isinstance(region, Region):
-        wanted = "a region (Box, LinfBall, LpBall)" if bounded else "a plain tensor"
-        raise RegionError(
-            f"input {value.name!r} was compiled as {wanted}, got {type(region).__name__}"
-        )
-    shape = tuple(region.shape)
-    fits = len(shape) == len(value.type.shape)
-    for have, want in zip(shape, value.type.shape, strict=False):
-        if isinstance(want, Dim):
-            solved, rest = divmod(have - want.offset, want.coeff)
-            fits = fits and not rest and sizes.setdefault(want.symbol, solved) == solved
-        else:
-            fits = fits and have == want
-    if not fits:
-        raise RegionError(
-            f"input {value.name!r} has shape {list(shape)}, the program takes {value.type}"
-            + (f" (with {sizes})" if sizes else "")
-        )
-    if not isinstance(region, Tensor):
-        return corners(region) if corners is not None else region.interval()
-    if region.is_floating_point() and not bool(torch.isfinite(region).all()):
-        raise NonFiniteError(f"input {value.name!r} holds NaN or infinity")
-    return region
+        corners = enclosure if self.info.sound else None
+        return check_regions(expected, regions, dict(self.info.norms), corners)
 
 
 def _wrap(value: Value, output: Any) -> Any:
