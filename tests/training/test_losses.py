@@ -11,6 +11,7 @@ from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.training.adversarial import AdversarialLoss
 from boundgraph.training.initialization import WeightAverage, initialize_for_ibp
+from boundgraph.training._fusion import clean_losses
 from boundgraph.training.losses import MixedLoss, TrainingLoss, gradient_norms
 from boundgraph.training.recipes import PRESETS, RECIPES, get_recipe, recipe_from_dict
 
@@ -375,3 +376,18 @@ def test_models_that_do_more_than_normalise_keep_their_own_pass(change):
     loss_fn(x, y)
     assert loss_fn._cache.normalizations is None
     assert int(net[1].num_batches_tracked) == 1
+
+
+def test_the_compiled_clean_loss_is_the_same():
+    """It is written out for compilers; wrong logits must not hide in the difference."""
+    torch.manual_seed(0)
+    logits = torch.randn(7, 5, dtype=torch.float64) * 30
+    labels = torch.randint(0, 5, (7,))
+    compiled = torch.compile(clean_losses, backend="eager", fullgraph=True)
+    grads = []
+    for loss in (clean_losses, compiled):
+        leaf = logits.clone().requires_grad_()
+        values = loss(leaf, labels)
+        torch.testing.assert_close(values, F.cross_entropy(logits, labels, reduction="none"))
+        grads.append(torch.autograd.grad((values * torch.arange(7)).sum(), leaf)[0])
+    torch.testing.assert_close(*grads)
