@@ -9,9 +9,9 @@ from torch import nn
 
 from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
+from boundgraph.training._fusion import clean_losses
 from boundgraph.training.adversarial import AdversarialLoss
 from boundgraph.training.initialization import WeightAverage, initialize_for_ibp
-from boundgraph.training._fusion import clean_losses
 from boundgraph.training.losses import MixedLoss, TrainingLoss, gradient_norms
 from boundgraph.training.recipes import PRESETS, RECIPES, get_recipe, recipe_from_dict
 
