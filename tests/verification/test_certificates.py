@@ -240,6 +240,27 @@ def test_altered_certificates_are_rejected_or_true(
     assert section != "tensors" or accepted <= len(document["tensors"]) * 2
 
 
+def test_altered_weights_are_rejected_or_true(made: tuple[nn.Module, Certificate]) -> None:
+    """With new hashes and a new seal another network is claimed: proved only if that is true."""
+    document, rng, draw = made[1].document, random.Random(0), np.random.default_rng(0)
+    floats = [name for name, t in made[1].tensors.items() if t.dtype.kind == "f"]
+    outcomes = set()
+    for index in range(12):
+        name = floats[index % len(floats)]
+        tensors = {key: tensor.copy() for key, tensor in made[1].tensors.items()}
+        at = rng.randrange(tensors[name].size)
+        tensors[name].reshape(-1)[at] += rng.choice((-100.0, -1e-3, 1e-3, 1.0, 100.0))
+        entry = {**document["tensors"][name], "sha256": checker.fingerprint(tensors[name])}
+        forged = {**document, "tensors": {**document["tensors"], name: entry}}
+        stale = {**forged, "seal": checker.seal(document)}
+        assert "altered" in checker.check_document(stale, tensors).reason
+        forged["seal"] = checker.seal(forged)
+        found = checker.check_document(forged, tensors, exact=False)
+        assert not found or _still_true(forged, tensors, draw), (name, at)
+        outcomes.add(bool(found))
+    assert outcomes == {True, False}
+
+
 def test_bounds_that_do_not_follow_are_rejected(made: tuple[nn.Module, Certificate]) -> None:
     """Every recorded bound, pulled inside what the region reaches, is noticed."""
     document = made[1].document
