@@ -57,7 +57,7 @@ def transposed(
 ) -> Tensor:
     """The transpose of `conv2d` without groups: `[n, outputs, …]` to `[n, inputs, *size]`."""
     kernel = tuple(weight.shape[2:])
-    if math.prod(weight.shape[1:]) <= _FEW:
+    if math.prod(weight.shape[1:]) <= _FEW and coeff.device.type == "cpu":
         columns = torch.matmul(weight.flatten(1).T, coeff.flatten(2))
         return F.fold(columns, size, kernel, dilation, padding, stride)
     missed = [
@@ -66,7 +66,7 @@ def transposed(
             size, coeff.shape[2:], stride, padding, dilation, kernel, strict=True
         )
     ]
-    strided = max(stride) > 1
+    strided = max(stride) > 1 and coeff.device.type == "cpu"
     if strided:
         coeff = coeff.contiguous(memory_format=torch.channels_last)
     found = F.conv_transpose2d(

@@ -11,7 +11,6 @@ which removes it, and where neither comes in between it is masked.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,12 +23,13 @@ from boundgraph.ir.program import Node, Value
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.interpret import DimSizes
 from boundgraph.runtime.slopes import FreeLines, Slopes, free_lines
+from boundgraph.runtime.transposed import transposed
 from boundgraph.runtime.walks import Walk
 from boundgraph.runtime.window_plan import Pair, Window, WindowPlan
 
 # A transposed convolution of small windows is a product with a matrix of at most so many
-# entries, if that takes at most so many times the arithmetic.
-_MATRIX, _EXCESS = 1 << 21, 8.0
+# entries: quicker than a convolution although it multiplies zeros, too.
+_MATRIX = 1 << 16
 
 
 class WindowForm:
@@ -88,13 +88,11 @@ class WindowWalk:
         if key not in self._matrices:
             weight: Tensor = self.values[str(node.inputs[1])]
             after = self.plan.windows[key]
-            count = before.elements * after.elements
-            taps = math.prod(before.size) * weight.numel()
-            if count > _MATRIX or count > _EXCESS * taps:
+            if before.elements * after.elements > _MATRIX:
                 return None
             eye = torch.eye(before.elements, dtype=weight.dtype, device=weight.device)
             rows = eye.reshape(-1, before.channels, *before.size)
-            self._matrices[key] = _transposed(rows, weight, node).flatten(1)
+            self._matrices[key] = _transposed(rows, weight, node, after.size).flatten(1)
         return self._matrices[key]
 
     def unfolded(self, name: str, value: Tensor, window: Window) -> Tensor:
@@ -107,9 +105,10 @@ class WindowWalk:
         return self._unfolded[key]
 
 
-def _transposed(coeff: Tensor, weight: Tensor, node: Node) -> Tensor:
+def _transposed(coeff: Tensor, weight: Tensor, node: Node, size: Pair) -> Tensor:
     attrs: Any = node.attrs
-    return F.conv_transpose2d(coeff, weight, stride=attrs["stride"], dilation=attrs["dilation"])
+    stride, dilation = attrs["stride"], attrs["dilation"]
+    return transposed(coeff, weight, size, stride=stride, padding=(0, 0), dilation=dilation)
 
 
 def _padded(value: Tensor, window: Window, grid: Pair) -> Tensor:
@@ -201,7 +200,16 @@ class WindowUnits:
         if form.coeff is None:
             channels = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
             plain = tuple(node.attrs["dilation"]) == (1, 1)  # type: ignore[arg-type]
-            kernels = weight if plain else _transposed(channels[:, :, None, None], weight, node)
+            kernels = (
+                weight
+                if plain
+                else _transposed(
+                    channels[:, :, None, None],
+                    weight,
+                    node,
+                    self.plan.windows[str(node.result)].size,
+                )
+            )
             rows = kernels[self.channel]
             coeff = torch.stack([rows * sign if sign != 1.0 else rows for sign in form.signs])
             term = None
@@ -220,7 +228,8 @@ class WindowUnits:
             moved = torch.matmul(coeff.flatten(2), matrix)
             moved = moved.unflatten(2, (size.channels, *size.size))
         else:
-            moved = _transposed(coeff.flatten(0, 1), weight, node).unflatten(0, coeff.shape[:2])
+            moved = _transposed(coeff.flatten(0, 1), weight, node, size.size)
+            moved = moved.unflatten(0, coeff.shape[:2])
         return WindowForm(moved, WindowForm(None, kept).plus(term))
 
     def _merged(self, node: Node, forms: Mapping[str, WindowForm]) -> WindowForm:
