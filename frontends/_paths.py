@@ -21,26 +21,36 @@ from boundgraph.frontends._python import ASSERTIONS
 _SIZES = (1, 2, 3)
 
 
-def same_path(model: nn.Module, inputs: Sequence[Tensor], batched: Sequence[bool]) -> bool:
-    """Whether the model calls the same functions at a batch size of 1, 2 and 3.
+def path_problem(model: nn.Module, inputs: Sequence[Tensor], batched: Sequence[bool]) -> str | None:
+    """Why the calls of the model are not the same at a batch size of 1, 2 and 3; None if they are.
 
     Args:
         model: the model; it runs on tensors without data.
         inputs: examples.
         batched: which of them have the batch as dimension 0.
     """
-    try:
-        first, second, third = (_calls(model, inputs, batched, size) for size in _SIZES)
-    except Exception:
-        return False
-    if not len(first) == len(second) == len(third):
-        return False
-    return all(_on_a_line(*entries) for entries in zip(first, second, third, strict=True))
+    lists = []
+    for size in _SIZES:
+        recorder = _Recorder()
+        failure = _run(model, inputs, batched, size, recorder)
+        if failure is not None:
+            return f"the model fails at a batch size of {size}: {failure}"
+        lists.append(recorder.calls)
+    if len({len(calls) for calls in lists}) > 1 or not all(
+        _on_a_line(*entries) for entries in zip(*lists, strict=True)
+    ):
+        return "the model takes another path for a batch of one"
+    return None
 
 
-def _calls(
-    model: nn.Module, inputs: Sequence[Tensor], batched: Sequence[bool], size: int
-) -> list[Any]:
+def _run(
+    model: nn.Module,
+    inputs: Sequence[Tensor],
+    batched: Sequence[bool],
+    size: int,
+    recorder: _Recorder,
+) -> str | None:
+    """Run the model at a batch size; what it raised, if it did."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode, torch.no_grad():
         fake = [
             torch.empty((size, *item.shape[1:]), dtype=item.dtype, device=item.device)
@@ -53,10 +63,14 @@ def _calls(
             for name, tensor in (*model.named_parameters(), *model.named_buffers())
         }
         # Where warnings are errors, one would look like another path.
-        with _Recorder() as recorder, warnings.catch_warnings():
+        with recorder, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.func.functional_call(model, tensors, tuple(fake))
-    return list(recorder.calls)
+            try:
+                torch.func.functional_call(model, tensors, tuple(fake))
+            except Exception as error:
+                # The user's model may raise anything; the caller says what it was.
+                return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    return None
 
 
 class _Recorder(TorchFunctionMode):

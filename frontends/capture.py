@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils import _pytree as pytree
 
 from boundgraph.errors import (
@@ -120,6 +121,7 @@ def capture(
     for name in FRONTENDS if frontend == "auto" else (frontend,):
         try:
             with preserved(model) as generators, user_ops(model):
+                _settle_momentum(model)
                 before = plain_attributes(model)
                 found = _capture_with(name, request, dynamic_batch)
                 if generators.moved():
@@ -136,6 +138,17 @@ def capture(
         except Exception as error:
             reasons.append(_named(name, _explain(error)))
     raise CaptureError(_distinct(reasons))
+
+
+def _settle_momentum(model: nn.Module) -> None:
+    """Take batch normalisation with momentum=None for one with a number, until `preserved` ends.
+
+    Its average over all batches reads a counter's value, which cannot be traced, and moves only
+    running statistics, which no program does.
+    """
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training and module.momentum is None:
+            module.__dict__["momentum"] = 0.1
 
 
 def _differ(first: Capture, second: Capture) -> bool:

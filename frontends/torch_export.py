@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from boundgraph.errors import Diagnostic, InternalError
 from boundgraph.frontends._generic import NotImported
 from boundgraph.frontends._importer import Importer
-from boundgraph.frontends._paths import same_path
+from boundgraph.frontends._paths import path_problem
 from boundgraph.frontends._preserve import TouchedError
 from boundgraph.frontends._python import SYMBOL, NotDynamic
 from boundgraph.frontends._wrapper import CallOf, strip
@@ -60,8 +60,9 @@ def export(
     for bounds in exported.range_constraints.values():
         if bounds.lower > 2 or bounds.upper < 2**31:
             raise NotDynamic(f"torch.export limits the batch size to {bounds}")
-    if not same_path(wrapper, examples, batched):
-        raise NotDynamic("the model takes another path for a batch of one")
+    problem = path_problem(wrapper, examples, batched)
+    if problem is not None:
+        raise NotDynamic(problem)
     return exported
 
 

@@ -45,3 +45,12 @@ def mixes_samples(node: Node) -> Diagnostic:
         node.span,
         'use method="ibp", or give the region a batch of one with dynamic_batch=False',
     )
+
+
+def no_elements(node: Node) -> Diagnostic:
+    shape = ", ".join(map(str, node.result.type.shape))
+    return Diagnostic(
+        f"`{node.op}` gives a tensor of shape [{shape}], which has no elements to bound",
+        node.span,
+        "give the region a larger batch: a slice such as x[1:] leaves nothing of a batch of one",
+    )

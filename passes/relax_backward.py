@@ -18,7 +18,7 @@ from boundgraph.ops._sound_terms import precision_of
 from boundgraph.ops.bounded import BACKWARD, INTERVAL
 from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
-from boundgraph.passes._unsupported import diagnose, mixes_samples
+from boundgraph.passes._unsupported import diagnose, mixes_samples, no_elements
 from boundgraph.passes._walk import SLOPE as SLOPE
 from boundgraph.passes._walk import Walk
 from boundgraph.passes.manager import Effect, Pass
@@ -141,6 +141,8 @@ class Run:
             return
         spec = ops.get(node.op)
         rejected = [i for i in bounded if spec is None or not spec.accepts(i)]
+        if 0 in type_.shape:
+            self.problems.append(no_elements(node))
         if spec is None or spec.interval is None or rejected:
             self.problems.append(diagnose(node, spec, rejected or bounded))
             self.interval[key], self.batch[key] = node.result, None

@@ -13,6 +13,7 @@ from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
 from boundgraph.domains.specs import CrossEntropy, Margin
 from boundgraph.errors import SpecError
+from boundgraph.ops._whole import copy_over, tensor_at, tensor_names
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import normalizations, replaceable
 
@@ -35,13 +36,28 @@ def count_classes(model: nn.Module, x: Tensor) -> int:
         fakes: dict[str, Tensor] = {
             name: mode.from_tensor(tensor.detach()) for name, tensor in tensors.items()
         }
-        output = torch.func.functional_call(model, fakes, (mode.from_tensor(x.detach()),))
+        output = torch.func.functional_call(
+            _without_counting(model), fakes, (mode.from_tensor(x.detach()),)
+        )
     if not isinstance(output, Tensor) or output.dim() != 2 or output.shape[0] != x.shape[0]:
         what = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
         raise SpecError(
             f"a classification loss needs logits [batch, classes]; the model returns {what}"
         )
     return int(output.shape[1])
+
+
+def _without_counting(model: nn.Module) -> nn.Module:
+    """The model, or a shallow copy where momentum=None reads the value of a counter."""
+    modules = model.named_modules(remove_duplicate=False)
+    paths = [path for path, m in modules if isinstance(m, _BatchNorm) and m.momentum is None]
+    if not paths:
+        return model
+    names = tensor_names(model)
+    shallow = copy_over(model, {name: tensor_at(model, name) for name in names}, "")
+    for path in paths:
+        shallow.get_submodule(path).__dict__["momentum"] = 0.0
+    return shallow
 
 
 class ProgramCache:
