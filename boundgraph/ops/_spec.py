@@ -61,6 +61,8 @@ class Rounding:
             and attributes; for `OpSpec.blocks`, or for `OpSpec.sound`.
         transposed: number of outputs that one element of the operand reaches at most, as a
             function of operands and attributes; all of a sample where None.
+        relative: what is accumulated is positive, so the error is relative to the value and
+            `magnitude` only says how errors of the operand grow.
         declared: False where nobody said anything; such an op has no rounding-sound rule.
     """
 
@@ -70,6 +72,7 @@ class Rounding:
     scales: bool = False
     blocks: Callable[..., int] | None = None
     transposed: Callable[..., int] | None = None
+    relative: bool = False
     declared: bool = True
 
 

@@ -203,7 +203,8 @@ register(
         magnitude=_scale_magnitude,
         boundable=(0,),
         batch=other_dims,
-        rounding=Rounding(ulps=8, terms=lambda x, *, count, **_: count + 8),
+        # A sum of squares; the others' squares are at least 0 where one is taken out.
+        rounding=Rounding(ulps=8, terms=lambda x, *, count, **_: count + 8, relative=True),
         backward=_scale_backward,
         lines=_scale_lines,
         sample=_sample_scale,
@@ -276,7 +277,7 @@ register(
         magnitude=_norm,
         boundable=(0,),
         batch=_norm_batch,
-        rounding=Rounding(ulps=16, terms=lambda x, *, count, **_: count + 4),
+        rounding=Rounding(ulps=16, terms=lambda x, *, count, **_: count + 4, relative=True),
         backward=_norm_backward,
         sample=_sample_norm,
         summary="p-norm over dimensions",

@@ -313,15 +313,15 @@ def check_backward_rule(drawn: DrawnCase, rng: random.Random, points: int = 8) -
     for _ in range(points):
         point = drawn.point(rng)
         value = _reference(spec, point, drawn.attrs)
-        exact = (rows.double() * value).flatten(1).sum(1) + offset.double()
-        size = (rows.double() * value).abs().flatten(1).sum(1) + offset.abs().double()
+        exact = _by_row(rows.double() * value) + offset.double()
+        size = _by_row((rows.double() * value).abs()) + offset.abs().double()
         line = torch.zeros_like(exact)
         for position, form in forms.items():
             part = form.coeff.double() * point[position].double()
-            line = line + part.flatten(1).sum(1)
+            line = line + _by_row(part)
             # The products cancel against each other; their sizes say how far they round.
             reach = form.coeff.double().abs() * largest(drawn.operands[position]).double()
-            size = size + reach.flatten(1).sum(1)
+            size = size + _by_row(reach)
             if form.offset is not None:
                 line = line + form.offset.double()
                 size = size + form.offset.double().abs()
@@ -342,12 +342,17 @@ def _interval_of(drawn: DrawnCase) -> Interval:
     return drawn.spec.interval(*drawn.operands, **drawn.attrs)  # type: ignore[no-any-return]
 
 
+def _by_row(values: Tensor) -> Tensor:
+    """Sums over all dimensions but the first; there may be no other."""
+    return values.reshape(len(values), -1).sum(1)
+
+
 def _rows_allowance(drawn: DrawnCase, rows: Tensor) -> Tensor:
     """The declared rounding of the op itself, through the rows."""
     spec = drawn.spec
     result = _interval_of(drawn)
     own = allowance(spec, drawn.operands, drawn.attrs, result).double()
-    return (rows.double().abs() * own.nan_to_num(0.0)).flatten(1).sum(1)
+    return _by_row(rows.double().abs() * own.nan_to_num(0.0))
 
 
 def _as_symbolic(box: Interval, position: int) -> Symbolic:

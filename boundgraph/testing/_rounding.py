@@ -43,6 +43,7 @@ def allowance(
     attrs: Mapping[str, Any],
     result: Interval,
     dtype: torch.dtype | None = None,
+    conversions: int = CONVERSIONS,
 ) -> Tensor:
     """How far rounding may put an end of `result` from the end of exact arithmetic.
 
@@ -56,15 +57,16 @@ def allowance(
         attrs: its attributes.
         result: what the rule gave.
         dtype: whose rounding is meant; by default the least precise one of the values.
+        conversions: how many roundings of the operands are meant, too.
     """
     dtype, rounding = dtype or _coarsest((result, *operands)), spec.rounding
-    exact = rounding.ulps == 0 and rounding.terms is None
-    if exact and spec.kind in (Kind.STRUCTURAL, Kind.SELECTION, Kind.ELEMENTWISE):
+    if _moves_only(spec):
         return torch.zeros_like(result.lower)
     u, tiny = unit_roundoff(dtype), float(torch.finfo(dtype).tiny)
     allowed = (2.0 * rounding.ulps + 2.0) * u * largest(result)
     parts = [operand.any_part if isinstance(operand, Interval) else operand for operand in operands]
-    terms = CONVERSIONS + (rounding.terms(*parts, **attrs) if rounding.terms else 0)
+    own = rounding.terms(*parts, **attrs) if rounding.terms else 0
+    terms = conversions + own
     size = torch.ones((), dtype=dtype)
     if spec.magnitude is not None:
         sizes = [
@@ -74,10 +76,19 @@ def allowance(
             for operand in operands
         ]
         weight = spec.magnitude(*sizes, **attrs) + _offset(spec, operands, attrs)
-        allowed = allowed + gamma(terms, dtype) * weight
+        if rounding.relative:
+            allowed = allowed + 2.0 * gamma(own, dtype) * largest(result)
+        scaled = conversions if rounding.relative else terms
+        allowed = allowed + gamma(scaled, dtype) * weight
         ones = [torch.ones_like(part) if i == 0 else part for i, part in enumerate(sizes)]
         size = 1.0 + spec.magnitude(*ones, **attrs).abs()
     return allowed + terms * tiny * size
+
+
+def _moves_only(spec: OpSpec) -> bool:
+    """Whether an op rounds nothing, because it moves or selects elements."""
+    exact = spec.rounding.ulps == 0 and spec.rounding.terms is None
+    return exact and spec.kind in (Kind.STRUCTURAL, Kind.SELECTION, Kind.ELEMENTWISE)
 
 
 def _coarsest(values: Sequence[Interval | Tensor]) -> torch.dtype:
@@ -133,7 +144,11 @@ def interpret_with_allowance(
         accumulated, propagated allowance of all ops.
     """
     plain: dict[str, Any] = {str(v): given for v, given in zip(program.inputs, inputs, strict=True)}
-    wide: dict[str, Any] = {name: _as_center_radius(value) for name, value in plain.items()}
+    wide: dict[str, Any] = {
+        name: _converted(_double(value), value.lower.dtype)
+        for name, value in plain.items()
+        if isinstance(value, Interval)
+    }
     plain.update((str(param), lookup(param.name)) for param in program.params)
     sizes = DimSizes(program, plain)
     for node in program.nodes:
@@ -155,11 +170,11 @@ def _distance(inner: Interval, outer: Interval) -> Tensor:
     return apart.to(inner.lower.dtype)
 
 
-def _as_center_radius(value: Any) -> Any:
-    """A region's ends as they may come back from a conversion to centre and radius."""
+def _converted(value: Any, dtype: torch.dtype) -> Any:
+    """An interval as it may come back from a conversion to centre and radius, and back."""
     if not isinstance(value, Interval):
         return value
-    moved = gamma(CONVERSIONS, value.lower.dtype) * largest(_double(value))
+    moved = gamma(CONVERSIONS, dtype) * largest(value)
     return Interval(value.lower - moved, value.upper + moved)
 
 
@@ -176,11 +191,15 @@ def _widened(node: Node, plain: Mapping[str, Any], wide: Mapping[str, Any], size
         return result
     # Parameters are converted where they are read, so that no second copy of them is kept.
     operands = {name: _double(wide.get(name, plain[name])) for name in names}
-    found = _double(run_node(node, operands, sizes))
     spec = ops.get(node.op.removeprefix("interval."))
+    dtype = _coarsest([result, *(plain[name] for name in names)])
+    if spec is not None and not _moves_only(spec):
+        # In the operands, where a result that is bounded whatever they are stays so.
+        operands = {name: _converted(value, dtype) for name, value in operands.items()}
+    found = _double(run_node(node, operands, sizes))
     if spec is None:
         return found
     attrs = {key: sizes.resolve(value) for key, value in node.attrs.items()}
-    dtype = _coarsest([result, *(plain[name] for name in names)])
-    allowed = allowance(spec, [operands[name] for name in names], attrs, found, dtype)
+    given = [operands[name] for name in names]
+    allowed = allowance(spec, given, attrs, found, dtype, conversions=0)
     return Interval(found.lower - allowed, found.upper + allowed)

@@ -163,3 +163,24 @@ def test_linear_specs_enclose(per_sample: bool) -> None:
                 out = model(sample_point(box.interval(), generator))
             rows = torch.matmul(matrix, out.unsqueeze(-1)).squeeze(-1) + offset
             assert not (excess(rows, found, allowed) > 0).any(), method
+
+
+def test_the_allowance_stays_small_where_normalisation_bounds_values() -> None:
+    """It would hide every fault if it grew by 1/√eps with each layer."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+    model = nn.TransformerEncoder(layer, 8, nn.LayerNorm(16), enable_nested_tensor=False).eval()
+    region = bg.LinfBall(torch.randn(2, 3, 16), eps=0.5)
+    (moved,) = model_allowance(model, region)
+    found = bounds_of(bg.compile(model, region), region)
+    assert float(moved.max()) < 1e-3 * float((found.upper - found.lower).max())
+
+
+def test_the_allowance_does_not_overflow_where_bounds_do_not() -> None:
+    class Steep(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x * 3.4e38 - 3.4e38) * 0.5
+
+    region = bg.LinfBall(torch.ones(1, 3), eps=1e-4)
+    (moved,) = model_allowance(Steep(), region)
+    assert bool(moved.isfinite().all())
