@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from datetime import date
+from importlib.metadata import version
 from typing import Any
 
 COLUMNS = (
@@ -59,9 +60,6 @@ and the error is the largest difference as a share of the largest output.
 
 def page(results: list[dict[str, Any]], totals: dict[str, int], eps: float) -> str:
     """The page as text; `totals` says how many models a family has."""
-    import torch
-    import torchvision
-
     families = [f for f in totals if any(item["family"] == f for item in results)]
     head = _HEAD.format(
         eps=eps,
@@ -70,8 +68,8 @@ def page(results: list[dict[str, Any]], totals: dict[str, int], eps: float) -> s
             for family in families
         ),
         date=f"{date.today():%-d %B %Y}",
-        torch=torch.__version__,
-        torchvision=torchvision.__version__,
+        torch=version("torch"),
+        torchvision=version("torchvision"),
     )
     parts = [head]
     for family in families:
@@ -96,6 +94,8 @@ def counts(results: list[dict[str, Any]], total: int) -> str:
             "for rounding."
         )
         reasons = Counter(item["error"] for item in own if "error" in item)
+        if len(own) < total:
+            lines.append(f"    - {total - len(own)} not tried yet; nothing is said about them.")
         lines += [f"    - {count} × {reason}" for reason, count in reasons.most_common()]
     return "\n".join(lines)
 
