@@ -22,6 +22,7 @@ from boundgraph.options import METHODS as METHODS
 from boundgraph.options import TARGETS as TARGETS
 from boundgraph.options import TRAINING_METHODS as TRAINING_METHODS
 from boundgraph.options import CompileOptions as CompileOptions
+from boundgraph.parameter_regions import ParameterRegions, with_parameter_inputs
 from boundgraph.passes import Pass, PassRecord, Planning, run_pipeline
 from boundgraph.passes.attach_spec import MATRIX, OFFSET
 from boundgraph.passes.relax_backward import SLOPE, linear_inputs
@@ -49,6 +50,7 @@ def compile(
     tracks: bool = False,
     max_time: float | None = None,
     schedule: str = "auto",
+    parameters: ParameterRegions | None = None,
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -87,6 +89,8 @@ def compile(
         schedule: of `"symbolic"`: `"forward"` carries symbols from the inputs, `"backward"` linear
             forms from the outputs, with the same bounds up to rounding; `"auto"` takes the
             cheaper by estimate.
+        parameters: regions of parameters by their names in `model.named_parameters()`, shaped
+            like them: bounds hold for all weights in them. A call takes `parameters=`, too.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -119,7 +123,8 @@ def compile(
         max_time=max_time,
         schedule=schedule,
     )
-    return compile_model(model, regions, _in_forward_order(model, named_regions), options)
+    named = _in_forward_order(model, named_regions)
+    return compile_model(model, regions, named, options, parameters or {})
 
 
 def compile_model(
@@ -127,12 +132,19 @@ def compile_model(
     regions: Sequence[Region | Tensor],
     named: Mapping[str, Region | Tensor],
     options: CompileOptions,
+    parameters: ParameterRegions | None = None,
 ) -> BoundProgram:
     """Capture and compile; `named` in the order of `forward`."""
-    captured = _capture(model, regions, named, options)
+    captured = _capture(model, regions, named, options, fixed_inputs=bool(parameters))
     norms = norms_by_name(captured, regions, named)
     options = replace(options, norms=norms, batch=_batch_of(captured, (*regions, *named.values())))
-    return compile_capture(captured, _bounded_names(captured, regions, named), options)
+    bounded = _bounded_names(captured, regions, named)
+    if parameters:
+        given = len(captured.program.inputs)
+        captured = with_parameter_inputs(captured, parameters)
+        bounded += tuple(value.name for value in captured.program.inputs[given:])
+        options = replace(options, parameters=tuple(parameters))
+    return compile_capture(captured, bounded, options)
 
 
 def bound(
@@ -155,7 +167,10 @@ def bound(
     programs: dict[Any, BoundProgram] = {}
 
     def bounds_of(
-        *regions: Region | Tensor, labels: Tensor | None = None, **named: Region | Tensor
+        *regions: Region | Tensor,
+        labels: Tensor | None = None,
+        parameters: ParameterRegions | None = None,
+        **named: Region | Tensor,
     ) -> Bounds:
         named = _in_forward_order(model, named)
         given = (*regions, *named.values())
@@ -165,12 +180,13 @@ def bound(
                 for r in given
             ),
             tuple(named),
+            tuple(parameters or ()),
             fingerprint(model),
         )
         if key not in programs:
-            chosen: dict[str, Any] = {**options, **named}
+            chosen: dict[str, Any] = {**options, **named, "parameters": parameters}
             programs[key] = compile(model, *regions, method=method, spec=spec, **chosen)
-        return programs[key](*given, labels=labels)
+        return programs[key](*given, labels=labels, parameters=parameters)
 
     return bounds_of
 
@@ -195,7 +211,7 @@ def compile_capture(
     info = ProgramInfo(
         method=options.method,
         spec=options.spec,
-        inputs=len(source.inputs),
+        inputs=len(source.inputs) - len(options.parameters),
         needs_clean=given > len(source.inputs),
         norms=options.norms,
         linear=linear_inputs(program) if options.linear else (),
@@ -207,6 +223,7 @@ def compile_capture(
         target=options.target,
         max_memory=options.max_memory,
         plan=_plan(source, steps, records),
+        parameters=options.parameters,
     )
     made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
     return made(program, captured.root, constants, info)
@@ -296,12 +313,15 @@ def _capture(
     regions: Sequence[Region | Tensor],
     named: Mapping[str, Region | Tensor],
     options: CompileOptions,
+    *,
+    fixed_inputs: bool = False,
 ) -> Capture:
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be an nn.Module, got {type(model).__name__}")
     if not regions and not named:
         raise RegionError("no region given: pass one Box, LinfBall or tensor per model input")
-    if all(isinstance(region, Tensor) for region in (*regions, *named.values())):
+    plain = all(isinstance(region, Tensor) for region in (*regions, *named.values()))
+    if plain and not fixed_inputs:
         raise RegionError("no input is perturbed: at least one must be a Box or LinfBall")
     return capture(
         model,

@@ -41,6 +41,7 @@ class CompileOptions:
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
         schedule: direction of `"symbolic"`: `"forward"`, `"backward"`, or `"auto"`, the cheaper.
+        parameters: names of parameters whose regions are the last inputs.
     """
 
     method: str = "ibp"
@@ -61,6 +62,7 @@ class CompileOptions:
     max_time: float | None = None
     batch: int = 1
     schedule: str = "auto"
+    parameters: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from boundgraph.domains.balls import BallInterval
 from boundgraph.domains.enclosure import enclosure
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import Region
+from boundgraph.domains.regions import Box, Region
 from boundgraph.domains.specs import LinearSpec, Margin, Spec
 from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import NonFiniteError, RegionError, SpecError
@@ -68,6 +68,8 @@ class ProgramInfo:
         target: what a sound bound contains, `"real"` or `"executed"`.
         max_memory: bytes that a call may take for its bounds; None for a default.
         plan: what method `"auto"` chose, and why (`boundgraph.planning.Plan`).
+        parameters: names of the parameters that have regions, in the order of their inputs, which
+            follow the model's.
     """
 
     method: str
@@ -84,6 +86,7 @@ class ProgramInfo:
     target: str = "real"
     max_memory: int | None = None
     plan: Any = field(default=None, compare=False)
+    parameters: tuple[str, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -184,13 +187,19 @@ class BoundProgram(nn.Module):
                 given += [ball.middle, ball.reach]
         return given
 
-    def forward(self, *regions: Region | Tensor, labels: Tensor | None = None) -> Bounds:
+    def forward(
+        self,
+        *regions: Region | Tensor,
+        labels: Tensor | None = None,
+        parameters: Mapping[str, Region] | None = None,
+    ) -> Bounds:
         """Bounds over the regions.
 
         Args:
             regions: one per model input, in order; a plain tensor where the program was
                 compiled with that input unperturbed.
             labels: `[batch]` integers, required under a `Margin`.
+            parameters: a region for each parameter that the program was compiled with one for.
 
         Raises:
             RegionError: a region does not fit the model.
@@ -199,15 +208,18 @@ class BoundProgram(nn.Module):
                 on the wrong side.
             ConfigError: under autocast or with half-precision weights.
         """
-        inputs = self.check(*regions, labels=labels)
+        inputs = self.check(*regions, labels=labels, parameters=parameters)
         with self.arithmetic(inputs):
             return self._as_bounds(self.run_within(inputs, labels, self.info.max_memory))
 
     def check(
-        self, *regions: Region | Tensor, labels: Tensor | None = None
+        self,
+        *regions: Region | Tensor,
+        labels: Tensor | None = None,
+        parameters: Mapping[str, Region] | None = None,
     ) -> list[Interval | Tensor]:
         """What `forward` requires of its arguments; one value for each model input."""
-        inputs = self._check_regions(regions)
+        inputs = self._check_regions(self._with_parameters(regions, parameters or {}))
         batch = inputs[0].any_part.shape[0] if isinstance(inputs[0], Interval) else len(inputs[0])
         if isinstance(self.spec, Margin):
             if labels is None:
@@ -343,8 +355,34 @@ class BoundProgram(nn.Module):
                     f"the model's {param.name} holds NaN or infinity; no bound can be computed"
                 )
 
+    def _with_parameters(
+        self, regions: Sequence[Region | Tensor], parameters: Mapping[str, Region]
+    ) -> tuple[Region | Tensor, ...]:
+        """Regions of parameters behind those of inputs, a copy for each sample."""
+        wanted = self.info.parameters
+        if set(parameters) != set(wanted):
+            given = ", ".join(parameters) or "none"
+            raise RegionError(
+                f"the program was compiled with regions of the parameters {', '.join(wanted)}; "
+                f"parameters= has {given}"
+                if wanted
+                else f"the program was compiled without regions of parameters, got {given}"
+            )
+        if not wanted:
+            return tuple(regions)
+        if len(regions) != self.info.inputs:
+            raise RegionError(f"{len(regions)} regions given, the model takes {self.info.inputs}")
+        batch = regions[0].shape[0]
+        copies = []
+        for name in wanted:
+            region = parameters[name]
+            box = enclosure(region) if self.info.sound else region.interval()
+            shape = (batch, *box.lower.shape)
+            copies.append(Box(box.lower.expand(shape), box.upper.expand(shape)))
+        return (*regions, *copies)
+
     def _check_regions(self, regions: Sequence[Region | Tensor]) -> list[Interval | Tensor]:
-        expected = self.ir.inputs[: self.info.inputs]
+        expected = self.ir.inputs[: self.info.inputs + len(self.info.parameters)]
         corners = enclosure if self.info.sound else None
         return check_regions(expected, regions, dict(self.info.norms), corners)
 

@@ -79,6 +79,7 @@ def save(program: BoundProgram, path: str | os.PathLike[str]) -> None:
         "max_memory": info.max_memory,
         "rounding": info.rounding,
         "target": info.target,
+        "parameters": list(info.parameters),
     }
     write_archive(path, KIND, state)
 
@@ -155,4 +156,5 @@ def _info(state: dict[str, Any]) -> ProgramInfo:
         # Files of earlier versions hold programs that round to nearest.
         rounding=state.get("rounding", "nearest"),
         target=state.get("target", "real"),
+        parameters=tuple(state.get("parameters", ())),
     )

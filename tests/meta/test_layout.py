@@ -25,7 +25,7 @@ BASE = {"errors", "source"}
 IR = BASE | {"ir"}
 CORE = IR | {"domains", "relaxations", "ops"}
 LOWER = CORE | {"runtime", "passes", "frontends", "compiler", "fingerprint", "options", "pipeline"}
-LOWER |= {"planning"}
+LOWER |= {"planning", "parameter_regions"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": {"source"},
     "source": set(),
@@ -40,6 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "frontends": CORE,
     "options": BASE | {"domains"},
     "pipeline": CORE | {"passes", "options", "planning"},
+    "parameter_regions": CORE | {"frontends", "passes", "runtime"},
     "compiler": LOWER,
     "linearize": LOWER,
     "data": BASE | {"domains"},
