@@ -28,16 +28,29 @@ def ops_command(
     from rich.text import Text
 
     from boundgraph.ops import _spec
+    from boundgraph.testing import op_table
 
     out = Output(as_json)
     table, rows = [], []
     names = rule_names(_spec.all_ops())
+    found = {row.op: row for row in op_table()}
     for spec in _spec.all_ops():
         have = {name: getattr(spec, name) is not None for name in names}
         missing = [name for name in names if not have[name] and name in needed(spec)]
         if holes and not missing:
             continue
-        table.append({"op": spec.name, "kind": str(spec.kind), "rules": have, "holes": missing})
+        row = found[spec.name]
+        table.append(
+            {
+                "op": spec.name,
+                "kind": str(spec.kind),
+                "rules": have,
+                "rounding": row.rounding,
+                "training": row.training,
+                "tested": row.tested,
+                "holes": missing,
+            }
+        )
         cells = [
             Text("✓", "green")
             if have[name]
@@ -46,16 +59,18 @@ def ops_command(
             else Text("·", "dim")
             for name in names
         ]
-        rows.append([spec.name, str(spec.kind), *cells, spec.summary])
+        known = ("·" if not row.training else "✓", "✓" if row.tested else "·")
+        rows.append([spec.name, str(spec.kind), *cells, row.rounding, *known, spec.summary])
     missing_count = sum(bool(row["holes"]) for row in table)
     out.table(
         f"{len(rows)} ops",
-        ["op", "kind", *names, "what it is"],
+        ["op", "kind", *names, "rounding", "training", "tested", "what it is"],
         rows,
         caption=(
             f"✓ has the rule   · none needed   hole: none yet ({missing_count} ops). Without a "
             "symbolic or backward rule bounds stay sound but start anew at the op; without an "
-            "interval rule the op is refused."
+            "interval rule the op is refused. rounding: sound has a rule for rounding='sound'. "
+            "training: gradients pass its intervals. tested: property tests draw cases of it."
         ),
     )
     out.finish({"ops": table, "holes": missing_count})

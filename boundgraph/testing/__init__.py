@@ -28,3 +28,5 @@ from boundgraph.testing._rounding import gamma as gamma
 from boundgraph.testing._rounding import interpret_with_allowance as interpret_with_allowance
 from boundgraph.testing._rounding import largest as largest
 from boundgraph.testing._rounding import unit_roundoff as unit_roundoff
+from boundgraph.testing._table import OpRow as OpRow
+from boundgraph.testing._table import op_table as op_table
