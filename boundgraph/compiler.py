@@ -30,6 +30,7 @@ from boundgraph.pipeline import pipeline as pipeline
 from boundgraph.planning import Plan, Planned, fixed_plan
 from boundgraph.runtime.module import BoundProgram, Bounds, ProgramInfo
 from boundgraph.runtime.optimized import OptimizedProgram
+from boundgraph.runtime.sharing import shared_names
 
 
 def compile(
@@ -224,6 +225,7 @@ def compile_capture(
         max_memory=options.max_memory,
         plan=_plan(source, steps, records),
         parameters=options.parameters,
+        shared=shared_names(captured.root, {value.name for value in program.params}),
     )
     made = OptimizedProgram if options.method == "alpha-crown" else BoundProgram
     return made(program, captured.root, constants, info)

@@ -32,7 +32,8 @@ class _Same:
 
 
 def fingerprint(model: nn.Module) -> tuple[Any, ...]:
-    """A hashable key that changes when the model's structure or a plain attribute does.
+    """A hashable key that changes when the model's structure, or a plain attribute, or which of
+    its names share a tensor does.
 
     So it does when an op of the user's is registered or removed.
 
@@ -41,7 +42,15 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     """
     modules = model.named_modules(remove_duplicate=False)
     parts = ((name, type(module), _tables(module), _attributes(module)) for name, module in modules)
-    return (generation(), *parts)
+    return (generation(), _sharing(model), *parts)
+
+
+def _sharing(model: nn.Module) -> tuple[int, ...]:
+    """A number for each tensor under each of its names, the same for the same tensor."""
+    seen: dict[int, int] = {}
+    modules = model.named_modules(remove_duplicate=False)
+    tensors = (t for _, m in modules for t in (*m._parameters.values(), *m._buffers.values()))
+    return tuple(seen.setdefault(id(tensor), len(seen)) for tensor in tensors)
 
 
 def _tables(module: nn.Module) -> tuple[Any, ...]:

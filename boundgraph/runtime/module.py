@@ -27,6 +27,7 @@ from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
 from boundgraph.runtime.precision import certified_precision, check_dtype, sound_precision
 from boundgraph.runtime.rows import RowRunner, TimeLeft, Usage
+from boundgraph.runtime.sharing import check_shared
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class ProgramInfo:
         plan: what method `"auto"` chose, and why (`boundgraph.planning.Plan`).
         parameters: names of the parameters that have regions, in the order of their inputs, which
             follow the model's.
+        shared: names of each tensor of the model that had several when the program was compiled.
     """
 
     method: str
@@ -87,6 +89,7 @@ class ProgramInfo:
     max_memory: int | None = None
     plan: Any = field(default=None, compare=False)
     parameters: tuple[str, ...] = ()
+    shared: tuple[tuple[str, ...], ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -348,6 +351,7 @@ class BoundProgram(nn.Module):
         )
 
     def _check_weights(self) -> None:
+        check_shared(self.model, self.info.shared)
         for param in self.ir.params:
             tensor = parameter_lookup(self.model, self.constants)(param.name)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

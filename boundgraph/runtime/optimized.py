@@ -219,8 +219,10 @@ class OptimizedProgram(BoundProgram):
 
         def watch(node: Any, result: Any) -> None:
             seen[str(node.result)] = result
-            if node.op.startswith(BACKWARD) and node.inputs[-1].name in names:
-                first[node.inputs[-1].name] = _adaptive(seen[str(node.inputs[1])])
+            # Behind the slope, a rounding-sound op reads the interval of its result.
+            own = [value.name for value in node.inputs if value.name in names]
+            if own and node.op.startswith(BACKWARD):
+                first[own[0]] = _adaptive(seen[str(node.inputs[1])])
 
         lookup = parameter_lookup(self.model, self.constants)
         interpret(self.ir, values, lookup, on_node=watch)

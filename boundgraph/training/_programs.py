@@ -98,8 +98,9 @@ class ProgramCache:
             x.dtype,
             x.device,
             tune_for,
-            tuple((id(module), module.training) for module in model.modules()),
-            tuple(id(parameter) for parameter in model.parameters()),
+            # Under every name: (a, a, b) and (a, b, b) are different models.
+            tuple((id(m), m.training) for _, m in model.named_modules(remove_duplicate=False)),
+            tuple(id(p) for _, p in model.named_parameters(remove_duplicate=False)),
         )
         if key == self._key:
             return

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import boundgraph as bg
+from boundgraph.errors import ConfigError
 
 X = bg.Box(torch.zeros(1, 2), torch.ones(1, 2))
 
@@ -152,3 +153,36 @@ def test_overflow_and_autocast_are_refused() -> None:
     fine = bg.compile(nn.Linear(2, 2), X)
     with torch.autocast("cpu", torch.bfloat16), pytest.raises(bg.errors.ConfigError):
         fine(X)
+
+
+class Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(torch.relu(self.first(x)))
+
+
+@pytest.mark.parametrize("frontend", ["torch_fx", "torch_export"])
+@pytest.mark.parametrize("whole", [False, True])
+def test_weights_that_are_no_longer_shared(frontend: str, whole: bool) -> None:
+    model = Twice().eval()
+    if whole:
+        model.second = model.first
+    else:
+        model.second.weight = model.first.weight
+    bounds_of, program = bg.bound(model, frontend=frontend), bg.compile(model, X, frontend=frontend)
+    before = bounds_of(X)
+    assert torch.equal(before.upper, program(X).upper)
+    loaded = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    model.load_state_dict(loaded)
+    assert torch.equal(before.upper, program(X).upper)
+
+    if whole:
+        model.second = nn.Linear(2, 2)
+    model.second.weight = nn.Parameter(torch.full((2, 2), 9.0))
+    y, bounds = model(X.upper), bounds_of(X)
+    assert bool(((bounds.lower - 1e-5 <= y) & (y <= bounds.upper + 1e-5)).all())
+    with pytest.raises(ConfigError, match="one tensor when the program was compiled"):
+        program(X)

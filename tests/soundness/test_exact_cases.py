@@ -302,3 +302,22 @@ def test_a_million_exact_checks() -> None:
         compared, index = compared + count, index + 1
     print(f"{compared:,} exact checks, {index} programs, {refused} refused, seed {base}, 0 missed")
     assert Fraction(refused, index) < Fraction(1, 5)
+
+
+@pytest.mark.parametrize("first", [nn.ReLU(), nn.LeakyReLU(0.1)])
+def test_optimised_slopes(first: nn.Module) -> None:
+    torch.manual_seed(5)
+    model = nn.Sequential(
+        nn.Linear(3, 6), first, nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 2)
+    ).eval()
+    box = bg.LinfBall(torch.randn(2, 3), 0.3).interval()
+    region = bg.Box(box.lower, box.upper)
+    methods = ("alpha-crown", "crown")
+    compared, missed = misses(model, [region], random.Random(5), methods=methods, rounding="sound")
+    assert compared
+    assert not any(missed.values()), missed
+    alpha, crown = (bg.compile(model, region, method=m, rounding="sound")(region) for m in methods)
+    assert bool((alpha.lower >= crown.lower).all() & (alpha.upper <= crown.upper).all())
+    if isinstance(first, nn.ReLU):
+        # leaky relu has one lower line, and no slope to choose.
+        assert float(alpha.width.sum()) < float(crown.width.sum().detach())
