@@ -8,7 +8,6 @@ former gradient while slopes are optimised: with 0 they would never leave their 
 from __future__ import annotations
 
 import contextlib
-import copy
 import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,16 +60,14 @@ class Peer:
     """Bounds of one network by auto_LiRPA.
 
     Args:
-        model: not changed.
+        model: shares its parameters.
         x: an example batch.
         options: its `bound_opts`.
     """
 
     def __init__(self, model: nn.Module, x: Tensor, **options: Any) -> None:
         self.library = load()
-        self.model = self.library.BoundedModule(
-            copy.deepcopy(model), x, bound_opts=options, device=x.device
-        )
+        self.model = self.library.BoundedModule(model, x, bound_opts=options, device=x.device)
 
     def ball(self, x: Tensor, eps: float) -> Any:
         ends = {"x_L": (x - eps).clamp(0, 1), "x_U": (x + eps).clamp(0, 1)}
@@ -89,9 +86,7 @@ class Peer:
 
 def crown_ibp_loss(model: nn.Module, x: Tensor, y: Tensor, eps: float) -> Callable[[], Tensor]:
     """Half the clean loss and half the cross-entropy at its crown-ibp margins."""
-    peer = Peer.__new__(Peer)
-    peer.library = load()
-    peer.model = peer.library.BoundedModule(model, x, device=x.device)
+    peer = Peer(model, x)
 
     def compute() -> Tensor:
         lower = peer.margins(x, y, eps, "CROWN-IBP")

@@ -94,3 +94,24 @@ def subject(name: str, count: int, steps: int) -> Subject:
     what = f"{steps} plain steps on {source}" if steps else "random weights"
     x, y = data.x_test[:count], data.y_test[:count]
     return Subject(model.eval(), x, y, f"{what}, its first {count} test images")
+
+
+def plain_network(
+    data: str, size: str = "small", steps: int = 100
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """A network after `steps` plain steps through a data set in its order, and its test images.
+
+    Raises:
+        DataError: the data set is not on this machine.
+    """
+    source = load(data)
+    torch.manual_seed(0)
+    model = make_network(size, tuple(source.x_train.shape[1:]), 10, 0)
+    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
+    for start in range(0, steps * 128, 128):
+        batch = slice(start, start + 128)
+        loss = F.cross_entropy(model(source.x_train[batch]), source.y_train[batch])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval(), source.x_test, source.y_test

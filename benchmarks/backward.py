@@ -107,7 +107,7 @@ class Bench:
         return run
 
     def theirs(self, method: str, **options: Any) -> Callable[[], Tensor]:
-        peer = _auto_lirpa.Peer(self.subject.model, self.x, **options)
+        peer = _auto_lirpa.Peer(copy.deepcopy(self.subject.model), self.x, **options)
 
         def run() -> Tensor:
             if method == "alpha-CROWN":

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import torch
+from _networks import plain_network
 from torch import Tensor, nn
 
 import boundgraph as bg
-from boundgraph.cli._subject import load_data, load_subject
+from boundgraph.cli._subject import load_subject
 from boundgraph.errors import CertificateError
-from boundgraph.training.networks import make_network
 from boundgraph.verification import certify, check_certificate
 from boundgraph.verification.spec import normalize
 
@@ -55,20 +55,6 @@ def measure(name: str, model: nn.Module, x: Tensor, label: int, eps: float) -> N
         f"{size / 1e6:.2f} MB, {bounds} bounds",
         flush=True,
     )
-
-
-def plain_network(data: str) -> tuple[nn.Module, Tensor, Tensor]:
-    source = load_data(data, False)
-    torch.manual_seed(0)
-    model = make_network("small", tuple(source.x_train.shape[1:]), 10, 0)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for start in range(0, 12_800, 128):
-        batch = slice(start, start + 128)
-        loss = nn.functional.cross_entropy(model(source.x_train[batch]), source.y_train[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval(), source.x_test, source.y_test
 
 
 def main() -> None:

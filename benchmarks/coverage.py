@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _auto_lirpa import Peer
 from coverage_models import FAMILIES, build, family_of, input_shape, names_of
 from coverage_page import page
 from torch.utils import _pytree as pytree
@@ -146,18 +147,14 @@ def outside(
 
 def check_peer(name: str, method: str, eps: float) -> dict[str, Any]:
     """The same by auto_LiRPA."""
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
-
     model, shape = build(name), input_shape(name)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1))
     started = time.perf_counter()
-    bounded = BoundedModule(model, x)
+    peer = Peer(model, x)
     compiled = time.perf_counter() - started
-    lower, upper = (x - eps).clamp(min=0), (x + eps).clamp(max=1)
-    given = BoundedTensor(x, PerturbationLpNorm(x_L=lower, x_U=upper))
     started = time.perf_counter()
     with torch.no_grad():
-        low, high = bounded.compute_bounds(x=(given,), method=method)
+        low, high = peer.model.compute_bounds(x=(peer.ball(x, eps),), method=method)
     return {
         "dtype": "float32",
         "input": shape,

@@ -17,26 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _networks import plain_network
 from torch import Tensor, nn
 
 import boundgraph as bg
-from boundgraph.cli._subject import load_data, load_subject
+from boundgraph.cli._subject import load_subject
 from boundgraph.domains.interval import Interval
-from boundgraph.training.networks import make_network
-
-
-def plain_network(data: str, size: str, steps: int) -> tuple[nn.Module, Tensor, Tensor]:
-    source = load_data(data, False)
-    torch.manual_seed(0)
-    model = make_network(size, tuple(source.x_train.shape[1:]), 10, 0)
-    optimizer = torch.optim.Adam(model.parameters(), 2e-3)
-    for start in range(0, steps * 128, 128):
-        batch = slice(start, start + 128)
-        loss = nn.functional.cross_entropy(model(source.x_train[batch]), source.y_train[batch])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    return model.eval(), source.x_test, source.y_test
 
 
 def extra(sound: Interval, ideal: Interval) -> float:

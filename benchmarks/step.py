@@ -15,9 +15,7 @@ auto_LiRPA (Verified-Intelligence/auto_LiRPA) and symbolic_interval
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import importlib
 import json
 import platform
 import statistics
@@ -30,6 +28,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _auto_lirpa import Peer
 from torch import Tensor, nn
 
 from boundgraph.training.adversarial import AdversarialLoss
@@ -37,7 +36,6 @@ from boundgraph.training.losses import MixedLoss, TrainingLoss
 from boundgraph.training.step import compile_step
 
 CLIP_NORM = 10.0
-_EXPORTER = "torch.onnx._internal.torchscript_exporter"
 Run = Callable[[], object]
 
 
@@ -166,25 +164,19 @@ def auto_lirpa(setting: Setting) -> list[Entry]:
     Raises:
         ImportError: it cannot be imported.
     """
-    # Newer torch does not load the symbolics that its converter needs by itself.
-    for version in (9, 10, 11, 12, 13):
-        with contextlib.suppress(ImportError):
-            importlib.import_module(f"{_EXPORTER}.symbolic_opset{version}")
-    from auto_LiRPA import BoundedModule, BoundedTensor, PerturbationLpNorm
-
     x, y, eps = setting.x, setting.y, setting.eps
 
     def loss(model: nn.Sequential, chosen: int, clean: bool) -> Callable[[], Tensor]:
-        bounded = BoundedModule(model, x[:chosen], device=x.device)
+        peer = Peer(model, x[:chosen])
 
         def compute() -> Tensor:
             index = torch.randperm(len(x), device=x.device)[:chosen]
             part, labels = x[index], y[index]
             eye = torch.eye(10, device=x.device)
             spec = eye[labels].unsqueeze(1) - eye.unsqueeze(0)
-            ends = {"x_L": (part - eps).clamp(0, 1), "x_U": (part + eps).clamp(0, 1)}
-            ball = BoundedTensor(part, PerturbationLpNorm(norm=float("inf"), **ends))
-            lower, _ = bounded.compute_bounds(x=(ball,), C=spec, method="IBP", bound_upper=False)
+            lower, _ = peer.model.compute_bounds(
+                x=(peer.ball(part, eps),), C=spec, method="IBP", bound_upper=False
+            )
             result = F.cross_entropy(-lower, labels)
             if clean:
                 result = 0.5 * F.cross_entropy(model(x), y) + 0.5 * result

@@ -24,6 +24,23 @@ class Planning(Pass):
     stage: ClassVar[Stage] = Stage.CONCRETE
     effect: ClassVar[Effect] = Effect.RELAXES
 
+    bounded: tuple[str, ...]
+    batch: int
+    machine: str
+    lower_only: bool
+    norms: Norms
+
+    def question(self, *, sound: bool = False) -> Planned:
+        """What a plan is asked for."""
+        return Planned(
+            self.bounded,
+            self.batch,
+            MACHINES[self.machine],
+            lower_only=self.lower_only,
+            sound=sound,
+            balls=bool(self.norms),
+        )
+
     @abstractmethod
     def plan(self, program: Program) -> Plan:
         """What `run` will do with this program; its text and types alone decide."""
@@ -60,15 +77,8 @@ class RelaxPlanned(Planning):
     name: ClassVar[str] = "relax-planned"
 
     def plan(self, program: Program) -> Plan:
-        what = Planned(
-            self.bounded,
-            self.batch,
-            MACHINES[self.machine],
-            lower_only=self.lower_only,
-            sound=self.sound,
-            balls=bool(self.norms),
-        )
-        return make_plan(program, what, Budget(self.seconds, self.memory))
+        budget = Budget(self.seconds, self.memory)
+        return make_plan(program, self.question(sound=self.sound), budget)
 
     def chosen(self, plan: Plan) -> Pass:
         if plan.schedule == INTERVAL:
@@ -109,14 +119,7 @@ class RelaxCheaper(Planning):
     name: ClassVar[str] = "relax-symbolic-cheaper"
 
     def plan(self, program: Program) -> Plan:
-        what = Planned(
-            self.bounded,
-            self.batch,
-            MACHINES[self.machine],
-            lower_only=self.lower_only,
-            balls=bool(self.norms),
-        )
-        return cheaper_schedule(DecomposeExtremes().run(program), what)
+        return cheaper_schedule(DecomposeExtremes().run(program), self.question())
 
     def chosen(self, plan: Plan) -> Pass:
         if plan.schedule == FORWARD:

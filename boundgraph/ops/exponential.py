@@ -32,6 +32,12 @@ def finite_below(fn: Fn) -> Callable[[Interval], Interval]:
     return lambda x: Interval(torch.nan_to_num(fn(x.lower), nan=torch.nan), fn(x.upper))
 
 
+def finite_ends(x: Interval) -> Interval:
+    """What overflows lies between the largest number and infinity, of either sign."""
+    largest = torch.nan_to_num(torch.full_like(x.lower, torch.inf))
+    return Interval(torch.minimum(x.lower, largest), torch.maximum(x.upper, -largest))
+
+
 def on_domain(
     fn: Fn,
     low: float = -math.inf,
@@ -201,9 +207,7 @@ def _pow_interval(x: Interval, *, exponent: float) -> Interval:
         )
     else:
         found = between(fn, (Turn(0.0, 0.0, 0.0),) if _is_even(exponent) else ())(x)
-    # What overflows lies between the largest number and infinity, of either sign.
-    largest = torch.nan_to_num(torch.full_like(found.lower, torch.inf))
-    return Interval(torch.minimum(found.lower, largest), torch.maximum(found.upper, -largest))
+    return finite_ends(found)
 
 
 def _pow_curve(*, exponent: float) -> Curve:

@@ -13,7 +13,7 @@ from boundgraph.ir.program import Value
 from boundgraph.ops._kinds import elementwise
 from boundgraph.ops._spec import Lowering, Rounding, lowers
 from boundgraph.ops._spelling import spell, uniform
-from boundgraph.ops.exponential import on_domain
+from boundgraph.ops.exponential import finite_ends, on_domain
 from boundgraph.relaxations.curves import Convex, SinglePeak
 from boundgraph.relaxations.fallback import Fallback
 from boundgraph.relaxations.relaxation import roundoff
@@ -137,7 +137,7 @@ elementwise(
 elementwise(
     "sinh",
     torch.sinh,
-    interval=lambda x: _finite_ends(between(torch.sinh)(x)),
+    interval=lambda x: finite_ends(between(torch.sinh)(x)),
     curve=SinglePeak(torch.cosh, lambda s: torch.acosh(s.clamp(min=1.0)), valley=True),
     rounding=Rounding(ulps=16),
     sample=uniform(),
@@ -146,7 +146,7 @@ elementwise(
 elementwise(
     "cosh",
     torch.cosh,
-    interval=lambda x: _finite_ends(between(torch.cosh, (Turn(0.0, 1.0, 1.0),))(x)),
+    interval=lambda x: finite_ends(between(torch.cosh, (Turn(0.0, 1.0, 1.0),))(x)),
     curve=Convex(torch.sinh, torch.asinh),
     rounding=Rounding(ulps=16),
     sample=uniform(),
@@ -191,12 +191,6 @@ elementwise(
     sample=uniform(-0.99, 0.99),
     summary="inverse hyperbolic tangent; no bound where x leaves [−1, 1]",
 )
-
-
-def _finite_ends(x: Interval) -> Interval:
-    """What overflows lies between the largest number and infinity, of either sign."""
-    largest = torch.nan_to_num(torch.full_like(x.lower, torch.inf))
-    return Interval(torch.minimum(x.lower, largest), torch.maximum(x.upper, -largest))
 
 
 # Steepest slope of sin(πx)/(πx): π·max|d/dt sin(t)/t|, at t = 2.0816.
