@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin
+from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, OtherMargins
 from boundgraph.ir.program import Program
 from boundgraph.options import CompileOptions
 from boundgraph.passes import (
     AbsorbBias,
     AttachLinear,
     AttachMargin,
+    AttachOthers,
     AttachTracks,
     BoundedCommonSubexpressions,
     BoundedDeadCode,
@@ -49,6 +50,8 @@ def pipeline(
     others = options.training and options.keep_clean and normalizes
     if isinstance(options.spec, Margin):
         steps.append(AttachMargin(options.spec.classes, others=others))
+        if isinstance(options.spec, OtherMargins):
+            steps.append(AttachOthers())
         if options.tracks:
             steps.append(AttachTracks(loss=isinstance(options.spec, CrossEntropy)))
     elif isinstance(options.spec, LinearSpec):

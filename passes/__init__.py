@@ -3,6 +3,7 @@
 from boundgraph.passes.absorb_bias import AbsorbBias as AbsorbBias
 from boundgraph.passes.attach_spec import AttachLinear as AttachLinear
 from boundgraph.passes.attach_spec import AttachMargin as AttachMargin
+from boundgraph.passes.attach_spec import AttachOthers as AttachOthers
 from boundgraph.passes.attach_spec import AttachTracks as AttachTracks
 from boundgraph.passes.bound_parameters import ParametersAsInputs as ParametersAsInputs
 from boundgraph.passes.clean_statistics import CleanStatistics as CleanStatistics

@@ -65,6 +65,25 @@ class AttachMargin(Pass):
 
 
 @dataclass(frozen=True)
+class AttachOthers(Pass):
+    """The margin without the label's own row: `other_classes(margin, labels)`."""
+
+    name: ClassVar[str] = "attach-others"
+    stage: ClassVar[Stage] = Stage.CONCRETE
+    effect: ClassVar[Effect] = Effect.EXACT
+
+    def run(self, program: Program) -> Program:
+        margin, labels = program.outputs[0], program.inputs[-1]
+        batch, classes = margin.type.shape
+        assert isinstance(classes, int)
+        type_ = TensorType(margin.type.dtype, (batch, classes - 1))
+        result = Value(_unused(program, "others"), type_)
+        node = Node(result, "other_classes", (margin, labels), Attrs({"classes": classes}))
+        outputs = (result, *program.outputs[1:])
+        return program.with_nodes((*program.nodes, node), outputs=outputs)
+
+
+@dataclass(frozen=True)
 class AttachTracks(Pass):
     """The margin is returned twice, or its negative loss and the margin itself."""
 

@@ -52,6 +52,14 @@ class CrossEntropy(Margin):
     """
 
 
+@dataclass(frozen=True)
+class OtherMargins(Margin):
+    """Rows `f_y − f_j` for every class j but y, in the order of classes: C − 1 rows.
+
+    What `Margin` says without its row of zeros, which a backward method would carry, too.
+    """
+
+
 @dataclass(frozen=True, eq=False)
 class LinearSpec:
     """Rows `matrix · f + offset` of the flattened output.

@@ -12,7 +12,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.rounding import Outward, Precision, grown
 from boundgraph.domains.symbolic import Symbolic
-from boundgraph.ops._kinds import transpose_rule
+from boundgraph.ops._kinds import structural, transpose_rule
 from boundgraph.ops._sound import Centre
 from boundgraph.ops._spec import (
     Kind,
@@ -229,6 +229,36 @@ register(
         sample=_sample_linear_margin,
         summary="margins merged into the last linear layer",
     )
+)
+
+
+def _behind(labels: Tensor, classes: int) -> Tensor:
+    """`[batch, classes − 1]`: the entries that come after the label among all classes."""
+    return torch.arange(classes - 1, device=labels.device) >= labels.unsqueeze(1)
+
+
+def _other_classes(values: Tensor, labels: Tensor, *, classes: int) -> Tensor:
+    # Two shifted copies instead of an index, whose gradient would scatter.
+    after = values.narrow(-1, 1, classes - 1)
+    return torch.where(_behind(labels, classes), after, values.narrow(-1, 0, classes - 1))
+
+
+def _other_classes_adjoint(
+    coeff: Tensor, labels: Tensor, *, shapes: Any, target: Any, classes: int
+) -> Tensor:
+    behind = _behind(labels, classes)
+    before = F.pad(torch.where(behind, 0.0, coeff), (0, 1))
+    return before + F.pad(torch.where(behind, coeff, 0.0), (1, 0))
+
+
+structural(
+    "other_classes",
+    _other_classes,
+    lifted=_other_classes,
+    adjoint=_other_classes_adjoint,
+    batch=batch_first,
+    sample=_sample_margin,
+    summary="the entries of all classes but the label",
 )
 
 

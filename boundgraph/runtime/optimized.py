@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.specs import Margin
+from boundgraph.domains.specs import Margin, OtherMargins
 from boundgraph.errors import ConfigError
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.emit import parameter_lookup
@@ -233,6 +233,8 @@ class OptimizedProgram(BoundProgram):
         if self.spec is None:
             return torch.ones_like(interval.lower, dtype=torch.bool)
         undecided = ~(interval.lower > 0) | self.search.decided
+        if isinstance(self.spec, OtherMargins):
+            return undecided
         if isinstance(self.spec, Margin) and labels is not None:
             own = labels.unsqueeze(1) == torch.arange(self.spec.classes, device=labels.device)
             undecided = undecided & ~own

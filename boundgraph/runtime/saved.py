@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
+from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, OtherMargins, Spec
 from boundgraph.errors import CheckpointError, InternalError, ParseError
 from boundgraph.ir.parser import parse_program
 from boundgraph.ir.program import Program
@@ -126,7 +126,8 @@ def _check_tensors(path: str | os.PathLike[str], program: Program, loaded: Bound
 
 def _spec_state(spec: Spec | None) -> dict[str, Any] | None:
     if isinstance(spec, Margin):
-        return {"classes": spec.classes, "loss": isinstance(spec, CrossEntropy)}
+        loss, others = isinstance(spec, CrossEntropy), isinstance(spec, OtherMargins)
+        return {"classes": spec.classes, "loss": loss, "others": others}
     if isinstance(spec, LinearSpec):
         return {"matrix": spec.matrix, "offset": spec.offset}
     return None
@@ -138,7 +139,7 @@ def _spec(state: dict[str, Any] | None) -> Spec | None:
     if "classes" not in state:
         return LinearSpec(**state)
     made = CrossEntropy if state.get("loss") else Margin
-    return made(state["classes"])
+    return (OtherMargins if state.get("others") else made)(state["classes"])
 
 
 def _info(state: dict[str, Any]) -> ProgramInfo:

@@ -48,9 +48,14 @@ def fused_bound(outputs: tuple[Interval, ...], beta: Tensor | None) -> tuple[Ten
 
 
 def margin_bound(
-    outputs: Interval | tuple[Interval, ...], beta: Tensor | None
+    outputs: Interval | tuple[Interval, ...], beta: Tensor | None, *, others: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The same from margins: cross-entropy at the lower bounds, which `beta` mixes row by row.
+
+    Args:
+        outputs: margins, or backward and interval margins.
+        beta: as above.
+        others: the label's row is missing and stands for 0.
 
     Source of the mixture: Zhang et al., CROWN-IBP (arXiv 1906.06316).
     """
@@ -60,6 +65,9 @@ def margin_bound(
         backward, interval = (part.lower for part in outputs)
         assert beta is not None
         margins = beta * backward + (1.0 - beta) * interval
+    if others:
+        # The order of classes does not matter to what follows.
+        margins = F.pad(margins, (1, 0))
     return margin_losses(margins).mean(), _proved(margins).to(margins.dtype).mean()
 
 

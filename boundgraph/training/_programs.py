@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
-from boundgraph.domains.specs import CrossEntropy, Margin
+from boundgraph.domains.specs import CrossEntropy, Margin, OtherMargins
 from boundgraph.errors import SpecError
 from boundgraph.ops._whole import copy_over, tensor_at, tensor_names
 from boundgraph.runtime.module import BoundProgram
@@ -124,13 +124,15 @@ def _compiled(
     tracks: bool,
 ) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
     """A program for training, with clean outputs where they can replace a pass of the model."""
+    # Each margin is a row that a backward method carries; intervals have all of them at once.
+    rows = OtherMargins if method in ("crown-ibp", "crown") else Margin
 
     def make(keep_clean: bool) -> BoundProgram:
         return compile(
             model,
             Box(example, example),
             method=method,
-            spec=CrossEntropy(classes) if fused else Margin(classes),
+            spec=(CrossEntropy if fused else rows)(classes),
             training=True,
             lower_only=True,
             tracks=fused or tracks,

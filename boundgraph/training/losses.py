@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import linf_interval
+from boundgraph.domains.specs import OtherMargins
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import move_statistics
@@ -359,7 +360,8 @@ class MixedLoss(TrainingLoss):
             assert isinstance(outputs, tuple)
             bound_loss, certified = fused_bound(outputs, self.beta)
         else:
-            bound_loss, certified = margin_bound(outputs, self.beta)
+            others = isinstance(self.program.spec, OtherMargins)
+            bound_loss, certified = margin_bound(outputs, self.beta, others=others)
         loss = (1.0 - self.alpha) * clean_loss + self.alpha * bound_loss
         return LossParts(
             loss,
