@@ -29,6 +29,7 @@ from boundgraph.passes import (
     RelaxPlanned,
     RelaxSymbolic,
     ReluRows,
+    ReluSteps,
     SplitBatch,
     symbolic_backward,
 )
@@ -71,6 +72,8 @@ def pipeline(
         steps.append(PairProducts())
         if options.lower_only:
             steps += [MarginProduct(), ReluRows()]
+    elif options.training and options.lower_only and not options.sound:
+        steps.append(ReluSteps())
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
 
 

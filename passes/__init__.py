@@ -29,4 +29,5 @@ from boundgraph.passes.relax_planned import RelaxPlanned as RelaxPlanned
 from boundgraph.passes.relax_planned import symbolic_backward as symbolic_backward
 from boundgraph.passes.relax_symbolic import RelaxSymbolic as RelaxSymbolic
 from boundgraph.passes.relu_rows import ReluRows as ReluRows
+from boundgraph.passes.relu_steps import ReluSteps as ReluSteps
 from boundgraph.passes.split_batch import SplitBatch as SplitBatch

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from boundgraph.ir.program import Attrs, Node, Program, Value
-from boundgraph.ir.types import Dim, Stage
+from boundgraph.ir.types import Stage
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.passes.manager import Effect, Pass
+from boundgraph.passes.relu_steps import splits_rows
 
 _WITH_BIAS = tuple(f"{BACKWARD}{name}" for name in ("linear", "conv1d", "conv2d", "conv3d"))
 
@@ -31,7 +32,7 @@ class ReluRows(Pass):
     def run(self, program: Program) -> Program:
         reads = Counter(str(value) for node in program.nodes for value in node.inputs)
         reads.update(str(value) for value in program.outputs)
-        made = {str(node.result): node for node in program.nodes if self._applies(node)}
+        made = {str(node.result): node for node in program.nodes if splits_rows(node)}
         biases: dict[str, Value] = {}
         nodes: list[Node] = []
         for node in program.nodes:
@@ -47,14 +48,6 @@ class ReluRows(Pass):
         return program.with_nodes(
             [self._row_node(n, biases) if str(n.result) in made else n for n in nodes]
         )
-
-    def _applies(self, node: Node) -> bool:
-        """A form whose rows differ between samples, with the samples in front; no free slope."""
-        if node.op != f"{BACKWARD}relu" or len(node.inputs) != 2 or not node.attrs["carry"]:
-            return False
-        shape = node.inputs[0].type.shape
-        own_rows = len(shape) > 2 and isinstance(shape[1], Dim)
-        return own_rows and node.attrs["sample_dims"] == tuple(range(2, len(shape)))
 
     def _has_bias(self, node: Node) -> bool:
         if node.op not in _WITH_BIAS or len(node.inputs) != 3 or not node.attrs["carry"]:

@@ -193,6 +193,11 @@ def _infer_bound_only(node: Node) -> TensorType:
         return FormType(type_.dtype, (type_.shape[0] * 2, *type_.shape[1:]))
     if op == "backward.relu_rows":
         return type_
+    if op == "backward.relu_step":
+        if len(node.inputs) == 2:
+            return type_
+        channels, size = node.inputs[2].type.shape[1], node.attrs.get("size", ())
+        return FormType(type_.dtype, (*type_.shape[:2], channels, *size))
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
     if node.op in ("interval.linear_pair", "interval.linear_margin_lower"):

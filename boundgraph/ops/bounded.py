@@ -17,6 +17,7 @@ from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.relu_rows import relu_form
+from boundgraph.domains.relu_steps import step_form
 from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.errors import InternalError
@@ -211,6 +212,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "backward.seed": _seed,
     "backward.merge": sum_forms,
     "backward.relu_rows": relu_form,
+    "backward.relu_step": step_form,
     "backward.sign": _sign,
     "backward.assemble": _assemble,
     "backward.sound.assemble": _assemble_sound,

@@ -19,11 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.transposed import transposed
 from boundgraph.ir.program import Node, Value
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.interpret import DimSizes
 from boundgraph.runtime.slopes import FreeLines, Slopes, free_lines
-from boundgraph.runtime.transposed import transposed
 from boundgraph.runtime.walks import Walk
 from boundgraph.runtime.window_plan import Pair, Window, WindowPlan
 

@@ -1,0 +1,262 @@
+"""A linear form carried through relu and the layer before it, in portions of rows, on a CPU.
+
+The rows of a form are the largest tensors of a backward bound, and between two layers
+automatic differentiation would pass over them twenty times and keep five of them. Here a step
+keeps the coefficients that it was given and nothing else of their size: what enters the layer
+is made again, portion by portion, where gradients need it, and passes over a portion find it in
+the cache. `relu_rows` is the same for code generators, which put passes together by themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx
+from torch.autograd.function import once_differentiable
+
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm
+from boundgraph.domains.relu_rows import relu_rows
+from boundgraph.domains.transposed import transposed
+
+# Elements of a portion: 2 MiB of float32, what one core's cache holds.
+_PORTION = 1 << 19
+
+
+class Layer(NamedTuple):
+    """The layer whose transpose follows the relu.
+
+    Args:
+        size: height and width of a convolution's operand; empty for a linear layer.
+        stride, padding, dilation: of a convolution.
+    """
+
+    size: tuple[int, ...] = ()
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    def carry(self, coeff: Tensor, weight: Tensor) -> Tensor:
+        """Coefficients `[rows, batch, *features]` on the layer's operand."""
+        if not self.size:
+            return torch.matmul(coeff, weight)
+        found = transposed(
+            coeff.flatten(0, 1),
+            weight,
+            self.size,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+        )
+        return found.unflatten(0, coeff.shape[:2])
+
+    def gradients(
+        self, grad: Tensor, coeff: Tensor, weight: Tensor, wanted: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Those of `carry`'s arguments, the second only where it is wanted."""
+        if not self.size:
+            of_weight = torch.matmul(coeff.flatten(0, 1).T, grad.flatten(0, 1)) if wanted else None
+            return torch.matmul(grad, weight.T), of_weight
+        # The convolution itself: its output is the gradient, and its weight's is the same.
+        folded, values = coeff.flatten(0, 1), grad.flatten(0, 1)
+        new = torch.conv2d(values, weight, None, self.stride, self.padding, self.dilation)
+        of_weight = None
+        if wanted:
+            _, of_weight, _ = torch.ops.aten.convolution_backward(
+                folded, values, weight, None, self.stride, self.padding, self.dilation,
+                False, (0, 0), 1, (False, True, False),
+            )  # fmt: skip
+        return new.unflatten(0, coeff.shape[:2]), of_weight
+
+
+class _Lines(NamedTuple):
+    """The lines of `relu_lines`: the lower slope, what the upper one has more, its offset."""
+
+    lower: Tensor
+    more: Tensor
+    offset: Tensor
+
+    @classmethod
+    def of(cls, share: Tensor, width: Tensor) -> _Lines:
+        """From λ = u/(u − l) and (u − l)/2, with l and u cut at 0."""
+        lower = (share > 0.5).to(share.dtype)
+        offset = (1.0 - share).mul_(share).mul_(width).mul_(2.0)
+        return cls(lower, share - lower, offset)
+
+    def apply(self, coeff: Tensor, negative: Tensor) -> Tensor:
+        return (coeff * self.lower).addcmul_(negative, self.more)
+
+
+def _portions(coeff: Tensor) -> Iterator[slice]:
+    rows = len(coeff)
+    step = max(1, _PORTION // max(1, coeff[0].numel()))
+    for start in range(0, rows, step):
+        yield slice(start, min(start + step, rows))
+
+
+def _wide(term: Tensor, rank: int) -> Tensor:
+    return term.reshape(*term.shape, *(1,) * (rank - 2))
+
+
+def _by_channel(coeff: Tensor) -> Tensor:
+    """Sums over positions, `[rows, batch, channels]`."""
+    return coeff.sum(tuple(range(3, coeff.dim()))) if coeff.dim() > 3 else coeff
+
+
+def _chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
+    """As in `relu_rows`: halves, so that no width overflows to infinity."""
+    half = upper.clamp(min=0.0).mul_(0.5)
+    width = half - lower.clamp(max=0.0).mul_(0.5)
+    width.masked_fill_(width == 0, 1.0)
+    return half.div_(width), width
+
+
+class _ReluStep(torch.autograd.Function):
+    """Coefficients on the layer's operand, offsets; and the chord, which has no gradient."""
+
+    @staticmethod
+    def forward(
+        coeff: Tensor,
+        lower: Tensor,
+        upper: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        layer: Layer,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        share, width = _chord(lower, upper)
+        lines = _Lines.of(share, width)
+        columns = lines.offset.flatten(1).unsqueeze(2)
+        found, terms = [], []
+        for part in _portions(coeff):
+            a = coeff[part]
+            negative = a.clamp(max=0.0)
+            term = torch.bmm(negative.flatten(2).transpose(0, 1), columns).squeeze(2).T
+            new = lines.apply(a, negative)
+            if bias is not None:
+                term = term + torch.matmul(_by_channel(new), bias)
+            found.append(new if weight is None else layer.carry(new, weight))
+            terms.append(term)
+        if len(found) == 1:
+            return found[0], terms[0].contiguous(), share, width
+        return torch.cat(found), torch.cat(terms), share, width
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        coeff, _, _, weight, bias, ctx.layer = inputs
+        ctx.mark_non_differentiable(*output[2:])
+        ctx.save_for_backward(coeff, weight, bias, *output[2:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, grad_term: Tensor, *_: Any) -> tuple[Any, ...]:
+        coeff, weight, bias, share, width = ctx.saved_tensors
+        lines = _Lines.of(share, width)
+        sums = _Sums(lines, bias)
+        grad, of_coeff = grad.contiguous(), torch.empty_like(coeff)
+        of_weight: Tensor | None = None
+        for part in _portions(coeff):
+            a, t = coeff[part], grad_term[part]
+            negative = a.clamp(max=0.0)
+            g = grad[part]
+            if weight is not None or bias is not None:
+                new = lines.apply(a, negative)
+                sums.add_bias(new, t)
+                if weight is not None:
+                    wanted = ctx.needs_input_grad[3]
+                    g, more = ctx.layer.gradients(g, new, weight, wanted)
+                    of_weight = more if of_weight is None else of_weight.add_(more)
+                del new
+            if bias is not None:
+                g = g + _wide(t, a.dim()) * bias.reshape(-1, *(1,) * (a.dim() - 3))
+            sums.add(negative, g, t)
+            chord = (g * lines.more).addcmul_(_wide(t, a.dim()), lines.offset)
+            # Kept where a is negative.
+            chord = torch.ops.aten.hardtanh_backward(chord, a, -math.inf, 0.0)
+            torch.addcmul(chord, g, lines.lower, out=of_coeff[part])
+        of_lower, of_upper = sums.ends(share, width)
+        return of_coeff, of_lower, of_upper, of_weight, sums.bias, None
+
+
+class _Sums:
+    """Gradients of what all rows share, added up over portions."""
+
+    def __init__(self, lines: _Lines, bias: Tensor | None) -> None:
+        self.share = torch.zeros_like(lines.offset)
+        self.offset = torch.zeros_like(lines.offset)
+        self.bias = None if bias is None else torch.zeros_like(bias)
+
+    def add_bias(self, new: Tensor, term: Tensor) -> None:
+        if self.bias is not None:
+            self.bias += torch.mv(_by_channel(new).flatten(0, 1).T, term.flatten())
+
+    def add(self, negative: Tensor, grad: Tensor, term: Tensor) -> None:
+        for row, of_row in zip(negative, grad, strict=True):
+            self.share.addcmul_(row, of_row)
+        columns = torch.bmm(term.T.unsqueeze(1), negative.flatten(2).transpose(0, 1))
+        self.offset += columns.view_as(self.offset)
+
+    def ends(self, share: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the interval's ends."""
+        rest = 1.0 - share
+        # A unit that does not cross 0 has λ = 0 or 1, lines that do not depend on its bounds.
+        stable = share * rest <= 0
+        of_share = self.share.div_(width).mul_(0.5).masked_fill_(stable, 0.0)
+        of_offset = self.offset.masked_fill_(stable, 0.0)
+        of_lower = (of_share - of_offset * share).mul_(share)
+        return of_lower, of_offset.mul_(rest).add_(of_share).mul_(rest)
+
+
+def relu_step(
+    coeff: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    layer: tuple[Any, ...],
+) -> tuple[Tensor, Tensor]:
+    """`relu_lines` under coefficients, then the transpose of the layer before the relu.
+
+    The lower line has the adaptive slope of `relu_lines`. Gradients can be taken once.
+
+    Args:
+        coeff: `[rows, batch, *features]`, on relu(x).
+        lower, upper: bounds of x, `[batch, *features]`.
+        weight: of the layer that makes x; None leaves it out.
+        bias: what that layer adds to each channel (dimension 0 of the features), or None.
+        layer: the fields of `Layer`.
+
+    Returns:
+        Coefficients on the layer's operand (on x without a layer), and offsets `[rows, batch]`:
+        the coefficients times the bias included.
+    """
+    made = Layer(*layer)
+    if torch.compiler.is_compiling():
+        new, term = relu_rows(coeff, lower, upper, bias)
+        return new if weight is None else made.carry(new, weight), term
+    found = _ReluStep.apply(coeff, lower, upper, weight, bias, made)  # type: ignore[no-untyped-call]
+    return found[0], found[1]
+
+
+def step_form(
+    form: LinearForm,
+    pre: Interval,
+    *parameters: Tensor,
+    size: tuple[int, ...] = (),
+    stride: tuple[int, ...] = (1, 1),
+    padding: tuple[int, ...] = (0, 0),
+    dilation: tuple[int, ...] = (1, 1),
+) -> LinearForm:
+    """`backward.relu` and the backward rule of the layer before it, through `relu_step`."""
+    weight, bias = (*parameters, None, None)[:2]
+    layer = (size, stride, padding, dilation)
+    operands = (form.coeff, pre.lower, pre.upper, weight, bias, layer)
+    found: Any
+    if isinstance(form.coeff, fx.Proxy):
+        # Recorded as one call: its gradient is not what its body would give.
+        found = form.coeff.tracer.create_proxy("call_function", relu_step, operands, {})
+    else:
+        found = relu_step(*operands)
+    return LinearForm(found[0], form.shifted(found[1]))
