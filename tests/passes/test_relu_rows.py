@@ -6,22 +6,14 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from relu_forms import network, plain
+from torch import Tensor
 
 import boundgraph as bg
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.relu_rows import UNROLLED, relu_form
-from boundgraph.relaxations.relu import relu_lines
 from boundgraph.training.losses import MixedLoss
-
-
-def network() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 3, 3, 2, 1), nn.ReLU(), nn.Conv2d(3, 2, 3, padding=1, bias=False), nn.ReLU(),
-        nn.Flatten(), nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3),
-    ).double()  # fmt: skip
 
 
 def compiled(device: str) -> bg.BoundProgram:
@@ -34,15 +26,6 @@ def test_text(golden):
     before, after = compiled("cpu"), compiled("cuda")
     assert "relu-rows" in [record.name for record in after.records]
     golden("passes/relu_rows.txt", f"# before\n{before.ir}\n# after\n{after.ir}")
-
-
-def plain(form: LinearForm, pre: Interval, bias: Tensor | None) -> LinearForm:
-    dims = tuple(range(2, form.coeff.dim()))
-    found = form.through(relu_lines(pre), dims)
-    if bias is None:
-        return found
-    wide = bias.reshape(-1, *(1,) * (len(dims) - 1))
-    return LinearForm(found.coeff, found.shifted((found.coeff * wide).sum(dims)))
 
 
 @pytest.mark.parametrize("features", [(5,), (2, 3), (2, 2, 3)])
