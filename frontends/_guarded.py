@@ -3,7 +3,8 @@
 A proxy says that it is a `Tensor`. torch's C++ parser of arguments believes it where an
 overload takes a number in the place of a tensor (`torch.pow(2.0, x)`), reads memory that
 is not there, and crashes Python. While a model is traced these functions are recorded
-before their arguments are parsed.
+before their arguments are parsed. A function of `torch.autograd.Function` takes its arguments
+apart in C++ just so; it is refused here, and `torch.export`, whose tensors are real, looks inside.
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch import fx
 from torch.utils import _pytree as pytree
 
+from boundgraph.frontends._preserve import TouchedError
+
 # Found by calling every function with such an overload, each in a process of its own.
 GUARDED = {
     name: getattr(torch, name)
@@ -25,6 +28,7 @@ GUARDED = {
         *("as_tensor", "asarray", "tensor", "scalar_tensor"),
     )
 }
+_APPLY = torch.autograd.Function.__dict__["apply"]
 _lock = threading.Lock()
 _depth = 0
 
@@ -46,6 +50,7 @@ def _enter() -> None:
         if _depth == 1:
             for name, function in GUARDED.items():
                 setattr(torch, name, _recorded(function))
+            torch.autograd.Function.apply = classmethod(_refused)  # type: ignore[assignment]
 
 
 def _leave() -> None:
@@ -55,6 +60,13 @@ def _leave() -> None:
         if _depth == 0:
             for name, function in GUARDED.items():
                 setattr(torch, name, function)
+            torch.autograd.Function.apply = _APPLY
+
+
+def _refused(function: Any, *args: Any, **kwargs: Any) -> Any:
+    if any(issubclass(type(leaf), fx.Proxy) for leaf in pytree.tree_leaves((args, kwargs))):
+        raise TouchedError(f"the model applies {function.__name__}, an autograd.Function")
+    return _APPLY.__get__(None, function)(*args, **kwargs)
 
 
 def _recorded(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -191,6 +191,7 @@ class Importer:
     ) -> None:
         shadows: list[Any] = []
         touched: list[Tensor] = []
+        into: Any = None
         for probe in range(len(self.probes)):
             shadow_args = self._shadow_call(node, key, probe)
             operands = nests.tensors_in(shadow_args)
@@ -198,12 +199,15 @@ class Importer:
             shadows.append(self._attempt(key, fn, *shadow_args))
             if probe == 0:
                 touched = written(operands, before)
+                into = shadow_args[0][0] if key is operator.setitem else None
                 if targets.may_alias(key) and isinstance(shadows[0], Tensor):
                     self._writes.link(shadows[0], operands[0])
             # Compared after each probe: results that grow in number must not reach the last.
             python.unify(shadows, self.probes[: len(shadows)])
         target = next((t for t in touched if t is shadows[0]), None)
-        if touched and target is None:
+        if len(touched) == 1 and touched[0] is into:
+            self._overwrite(node, key, args)
+        elif touched and target is None:
             self._refuse_write(node, key, args, kwargs, shadows)
         elif not nests.tensors_in(shadows[0]):
             self.bind(node, python.metadata(key, shadows, self.probes), shadows)
@@ -359,6 +363,14 @@ class Importer:
             value = self.emitter.emit("reshape", value, shape=value.type.shape[lead:])
         value = expand_to(self.emitter, value, shape)
         self._writes.rebind(node, "setitem", views, value, self.emitter.span)
+        self.bind(node, None, [None] * len(self.probes))
+
+    def _overwrite(self, node: fx.Node, key: Any, args: Any) -> None:
+        """`x[index] = value` where the index is no view: all of x is written anew."""
+        wholes = [self._shadow(node.args, probe)[0] for probe in range(len(self.probes))]
+        result = self._result(node, key, args, {}, wholes, in_place=True)
+        self._check("setitem", result, wholes)
+        self._writes.rebind(node, "setitem", wholes, result, self.emitter.span)
         self.bind(node, None, [None] * len(self.probes))
 
     def _refuse_write(

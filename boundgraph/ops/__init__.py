@@ -24,6 +24,7 @@ from boundgraph.ops import pooling as pooling
 from boundgraph.ops import recurrent as recurrent
 from boundgraph.ops import reduce as reduce
 from boundgraph.ops import scan as scan
+from boundgraph.ops import scatter as scatter
 from boundgraph.ops import selection as selection
 from boundgraph.ops import smooth as smooth
 from boundgraph.ops import softmax as softmax

@@ -1,0 +1,491 @@
+"""Ops that put elements where fixed indices say: scatter, index_add, index_copy, index_put."""
+
+from __future__ import annotations
+
+import operator
+import random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from boundgraph.domains.interval import Interval, as_interval
+from boundgraph.ir.program import Value
+from boundgraph.ir.types import numel
+from boundgraph.ops._compose import blank, plain
+from boundgraph.ops._contraction import expand_to
+from boundgraph.ops._dtypes import to_torch
+from boundgraph.ops._kinds import affine
+from boundgraph.ops._samples import random_shape
+from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lowers, register
+from boundgraph.ops.gather import positive
+from boundgraph.ops.selection import where
+from boundgraph.ops.views import reshape_to
+
+aten = torch.ops.aten
+
+
+def _undefined(flags: Tensor, *, dtype: str) -> Tensor:
+    return torch.where(flags, torch.nan, 0.0).to(to_torch(dtype))
+
+
+register(
+    OpSpec(
+        "undefined",
+        Kind.CONSTANT,
+        _undefined,
+        boundable=(),
+        summary="NaN where a write is ambiguous because an index occurs twice",
+    )
+)
+
+
+def _sums(x: Tensor, index: Tensor, *, dim: int, size: int, rank: int) -> Tensor:
+    # Zeros of the result's shape, which is not known while a program is emitted.
+    first = torch.zeros_like(x.narrow(dim, 0, 1))
+    return first.repeat_interleave(size, dim).scatter_add(dim, index, x)
+
+
+def _for_each(index: Tensor, rows: Any, rank: int) -> Tensor:
+    return index.unsqueeze(0).expand((rows, *(-1,) * rank))
+
+
+def _sums_lifted(g: Tensor, index: Tensor, *, dim: int, size: int, rank: int) -> Tensor:
+    index = _for_each(index, g.shape[0], rank)
+    return _sums(g, index, dim=dim + 1, size=size, rank=rank + 1)
+
+
+def _sums_adjoint(
+    coeff: Tensor, index: Tensor, *, shapes: Any, target: Any, dim: int, size: int, rank: int
+) -> Tensor:
+    """Each element takes the coefficient of the sum that it is in."""
+    # Samples may share coefficients, but need not share indices.
+    wide = tuple(-1 if i == dim else entry for i, entry in enumerate(shapes[1]))
+    spread = coeff.expand((-1, *wide))
+    return spread.gather(dim + 1, _for_each(index, coeff.shape[0], rank))
+
+
+def _sums_batch(batch_dims: Any, *_: Any, dim: int, **__: Any) -> int | None:
+    return None if batch_dims[0] in (None, dim) else batch_dims[0]
+
+
+def _sample_sums(rng: random.Random) -> OpCase:
+    shape = random_shape(rng)
+    dim, size = rng.randrange(len(shape)), rng.randint(1, 4)
+    attrs = {"dim": dim, "size": size, "rank": len(shape)}
+    return OpCase((shape, shape), attrs, indices=((1, size),))
+
+
+affine(
+    "scatter_add",
+    _sums,
+    lifted=_sums_lifted,
+    adjoint=_sums_adjoint,
+    batch=_sums_batch,
+    rounding=Rounding(terms=lambda x, index, *, dim, **_: int(x.shape[dim]) + 1),
+    sample=_sample_sums,
+    summary="sums of the elements that share an index, others for each position",
+)
+
+
+def _extreme(x: Tensor, src: Tensor, index: Tensor, *, dim: int, reduce: str) -> Tensor:
+    return x.scatter_reduce(dim, index, src, reduce, include_self=True)
+
+
+def _extreme_interval(x: Any, src: Any, index: Tensor, *, dim: int, reduce: str) -> Interval:
+    """The largest (smallest) of some elements rises in each of them."""
+    x, src = as_interval(x), as_interval(src)
+    return Interval(
+        _extreme(x.lower, src.lower, index, dim=dim, reduce=reduce),
+        _extreme(x.upper, src.upper, index, dim=dim, reduce=reduce),
+    )
+
+
+def _extreme_batch(
+    batch_dims: Any, shapes: Any, out: Any, *, dim: int, reduce: str
+) -> int | None:
+    found = {at for at in batch_dims[:2] if at is not None}
+    return found.pop() if len(found) == 1 and dim not in found else None
+
+
+def _sample_extreme(rng: random.Random) -> OpCase:
+    shape = random_shape(rng)
+    dim = rng.randrange(len(shape))
+    attrs = {"dim": dim, "reduce": rng.choice(("amax", "amin"))}
+    bounded = rng.choice(((0,), (1,), (0, 1)))
+    return OpCase((shape, shape, shape), attrs, bounded=bounded, indices=((2, shape[dim]),))
+
+
+register(
+    OpSpec(
+        "scatter_extreme",
+        Kind.SELECTION,
+        _extreme,
+        interval=_extreme_interval,
+        boundable=(0, 1),
+        batch=_extreme_batch,
+        sample=_sample_extreme,
+        summary="largest or smallest of an element and of those sent to its place",
+    )
+)
+
+
+def _fixed(b: Lowering, index: Any) -> None:
+    if b.depends(index):
+        b.reject(
+            "an index that depends on the input has no bound rule",
+            help="use fixed indices, or a sum over all places with weights",
+        )
+
+
+def _counted(b: Lowering, shape: Any, dim: int, index: Value) -> tuple[Value, Value]:
+    """Which entry of `index` each place takes (−1: none), and whether it is named twice."""
+    length = b.shape(index)[dim]
+    with torch.device("cpu"):
+        order = torch.arange(length).reshape((-1, *(1,) * (len(shape) - dim - 1)))  # type: ignore[arg-type]
+    entries = expand_to(b, b.tensor(order), b.shape(index))
+    nowhere = blank(b, shape, -1, torch.int64)
+    winner = plain(b, "torch.scatter", nowhere, dim, index, entries)
+    ones, zeros = blank(b, b.shape(index), 1, torch.int64), blank(b, shape, 0, torch.int64)
+    count = plain(b, "torch.scatter_add", zeros, dim, index, ones)
+    return winner, plain(b, "torch.gt", count, 1)
+
+
+def _cut(b: Lowering, x: Value, shape: Any, dim: int) -> Value:
+    """The part of a source that an index of that shape reads."""
+    for at, (have, want) in enumerate(zip(b.shape(x), shape, strict=True)):
+        if have != want:
+            if not (isinstance(have, int) and isinstance(want, int)):
+                return b.reject("a scatter of part of the batch mixes or drops samples")  # type: ignore[no-any-return]
+            x = b.emit("slice", x, dim=at, start=0, stop=want, step=1)
+    return x
+
+
+def _filled_up(b: Lowering, x: Value, shape: Any, dim: int) -> Value:
+    """Zeros behind the elements along all other dimensions, up to a shape."""
+    pads: list[int] = []
+    for at, (have, want) in reversed(list(enumerate(zip(b.shape(x), shape, strict=True)))):
+        short = 0 if at == dim or have == want else want - have
+        if not isinstance(short, int):
+            return b.reject("a scatter into part of the batch mixes or drops samples")  # type: ignore[no-any-return]
+        pads += [0, short]
+    if not any(pads):
+        return x
+    while len(pads) > 2 and not any(pads[-2:]):
+        del pads[-2:]
+    return b.emit("pad", x, pads=tuple(pads), mode="constant", value=0.0)
+
+
+def _along(b: Lowering, x: Value, dim: int, index: Value) -> int:
+    _fixed(b, index)
+    at = b.dim(x, dim)
+    if not (isinstance(b.shape(x)[at], int) and isinstance(b.shape(index)[at], int)):
+        b.reject("a scatter along the batch dimension mixes samples")
+    return at
+
+
+def _settled(b: Lowering, twice: Value, result: Value) -> Value:
+    """NaN at places that two different elements are sent to: torch takes either."""
+    unknown = b.emit("undefined", twice, dtype=result.type.dtype)
+    return where(b, twice, unknown, result)
+
+
+def _scatter(b: Lowering, x: Value, dim: int, index: Value, src: Any) -> Value:
+    at, shape = _along(b, x, dim, index), b.shape(x)
+    if not isinstance(src, Value):
+        flags = blank(b, shape, False, torch.bool)
+        ones = blank(b, b.shape(index), True, torch.bool)
+        return where(b, plain(b, "torch.scatter", flags, at, index, ones), src, x)
+    winner, twice = _counted(b, shape, at, index)
+    source = _filled_up(b, _cut(b, src, b.shape(index), at), shape, at)
+    places = plain(b, "torch.clamp", winner, 0)
+    picked = b.emit("gather", source, places, dim=at, rank=len(shape))
+    return _settled(b, twice, where(b, plain(b, "torch.ge", winner, 0), picked, x))
+
+
+def _scatter_add(b: Lowering, x: Value, dim: int, index: Value, src: Value) -> Value:
+    at, shape = _along(b, x, dim, index), b.shape(x)
+    source = _cut(b, src, b.shape(index), at)
+    sums = b.emit("scatter_add", source, index, dim=at, size=shape[at], rank=len(shape))
+    return b.emit("add", *b.broadcast(x, _filled_up(b, sums, shape, at)))
+
+
+def _reached(b: Lowering, x: Value, at: int, index: Value) -> Value:
+    """How many entries of the index name each place."""
+    ones = blank(b, b.shape(index), 1, torch.int64)
+    zeros = blank(b, b.shape(x), 0, torch.int64)
+    return plain(b, "torch.scatter_add", zeros, at, index, ones)
+
+
+def _scatter_reduce(
+    b: Lowering,
+    input: Value,
+    dim: int,
+    index: Value,
+    src: Value,
+    reduce: str,
+    *,
+    include_self: bool = True,
+) -> Value:
+    if reduce == "prod":
+        return b.reject("scatter_reduce with 'prod' has no bound rule", help="multiply by hand")
+    at = _along(b, input, dim, index)
+    count = _reached(b, input, at, index)
+    x = input
+    if not include_self:
+        start = {"amax": -torch.inf, "amin": torch.inf}.get(reduce, 0.0)
+        if start:
+            return b.reject(
+                f"scatter_reduce with {reduce!r} and include_self=False has no bound rule",
+                help="start from the first elements, with include_self=True",
+            )
+        x = where(b, plain(b, "torch.gt", count, 0), 0.0, input)
+    if reduce in ("amax", "amin"):
+        source = _cut(b, src, b.shape(index), at)
+        return b.emit("scatter_extreme", x, source, index, dim=at, reduce=reduce)
+    total = _scatter_add(b, x, dim, index, src)
+    if reduce == "sum":
+        return total
+    many = plain(b, "torch.add", count, 1) if include_self else plain(b, "torch.clamp", count, 1)
+    numbers = plain(b, "Tensor.to", many, to_torch(x.type.dtype))
+    return b.emit("div", *b.broadcast(total, numbers))
+
+
+@lowers(torch.scatter, "Tensor.scatter", aten.scatter.src, aten.scatter.value)
+@lowers(aten.scatter.reduce, aten.scatter.value_reduce)
+def _(
+    b: Lowering,
+    input: Value,
+    dim: int,
+    index: Value,
+    src: Any = None,
+    *,
+    value: Any = None,
+    reduce: str | None = None,
+) -> Value:
+    given = value if src is None else src
+    if reduce is None:
+        return _scatter(b, input, dim, index, given)
+    if reduce != "add" or not isinstance(given, Value):
+        return b.reject(f"scatter with reduce={reduce!r} has no bound rule")
+    return _scatter_add(b, input, dim, index, given)
+
+
+@lowers(torch.scatter_add, "Tensor.scatter_add", aten.scatter_add.default)
+def _(b: Lowering, input: Value, dim: int, index: Value, src: Value) -> Value:
+    return _scatter_add(b, input, dim, index, src)
+
+
+lowers(torch.scatter_reduce, "Tensor.scatter_reduce", aten.scatter_reduce.two)(_scatter_reduce)
+
+
+def add_at(b: Lowering, x: Value, dim: int, index: Value, source: Value) -> Value:
+    """x with slices of a source added at indices along one dimension."""
+    size = b.shape(x)[dim]
+    if not isinstance(size, int):
+        return b.reject("an index along the batch dimension mixes samples")
+    sums = b.emit("sum_at", source, positive(b, index, size), dim=dim, size=size)
+    return b.emit("add", *b.broadcast(x, sums))
+
+
+def copy_to(b: Lowering, x: Value, dim: int, index: Value, source: Value) -> Value:
+    """x with slices of a source in the place of those at indices along one dimension."""
+    size = b.shape(x)[dim]
+    if not isinstance(size, int):
+        return b.reject("an index along the batch dimension mixes samples")
+    winner, twice = _counted(b, (size,), 0, positive(b, index, size))
+    picked = b.emit("index_select", source, plain(b, "torch.clamp", winner, 0), dim=dim)
+    column = (size, *(1,) * (len(b.shape(x)) - dim - 1))
+    taken = b.emit("reshape", plain(b, "torch.ge", winner, 0), shape=column)
+    unclear = b.emit("reshape", twice, shape=column)
+    return _settled(b, unclear, where(b, taken, picked, x))
+
+
+def _marked(b: Lowering, x: Value, dim: int, index: Value) -> Value:
+    """A mask of the slices at indices along one dimension."""
+    size = b.shape(x)[dim]
+    if not isinstance(size, int):
+        return b.reject("an index along the batch dimension mixes samples")  # type: ignore[no-any-return]
+    flags = blank(b, (size,), False, torch.bool)
+    flat = positive(b, reshape_to(b, index, (-1,)), size)
+    ones = blank(b, b.shape(flat), True, torch.bool)
+    marks = plain(b, "torch.scatter", flags, 0, flat, ones)
+    return b.emit("reshape", marks, shape=(size, *(1,) * (len(b.shape(x)) - dim - 1)))
+
+
+@lowers(torch.index_add, "Tensor.index_add", aten.index_add.default)
+def _(
+    b: Lowering, input: Value, dim: int, index: Value, source: Value, *, alpha: float = 1
+) -> Value:
+    _fixed(b, index)
+    source = source if alpha == 1 else b.emit("mul_scalar", source, other=alpha)
+    return add_at(b, input, b.dim(input, dim), reshape_to(b, index, (-1,)), source)
+
+
+@lowers(torch.index_copy, "Tensor.index_copy", aten.index_copy.default)
+def _(b: Lowering, input: Value, dim: int, index: Value, source: Value) -> Value:
+    _fixed(b, index)
+    return copy_to(b, input, b.dim(input, dim), reshape_to(b, index, (-1,)), source)
+
+
+@lowers(torch.index_fill, "Tensor.index_fill")
+@lowers(aten.index_fill.int_Scalar, aten.index_fill.int_Tensor)
+def _(b: Lowering, input: Value, dim: int, index: Value, value: Any) -> Value:
+    _fixed(b, index)
+    return where(b, _marked(b, input, b.dim(input, dim), index), value, input)
+
+
+def _put(b: Lowering, x: Value, indices: list[Any], values: Any, accumulate: bool) -> Value:
+    """`x[indices] = values`, where each entry is an index tensor or None for a whole dimension."""
+    for entry in indices:
+        _fixed(b, entry)
+    at = [dim for dim, entry in enumerate(indices) if entry is not None]
+    tensors = [b.tensor(indices[dim]) for dim in at]
+    value = b.tensor(values, like=x)
+    if len(tensors) == 1 and tensors[0].type.dtype == "bool":
+        return _put_masked(b, x, at[0], tensors[0], value, accumulate)
+    if any(entry.type.dtype in ("bool", "u8") for entry in tensors):
+        return b.reject("masks among several indices have no bound rule", help="use torch.where")
+    if at != list(range(at[0], at[-1] + 1)):
+        return b.reject("index tensors on dimensions that are not side by side have no bound rule")
+    first, shape = at[0], tuple(b.shape(x))
+    sizes = shape[first : at[-1] + 1]
+    if not all(isinstance(size, int) for size in sizes):
+        return b.reject("an index along the batch dimension mixes samples")
+    flat = positive(b, tensors[0], sizes[0])
+    for entry, size in zip(tensors[1:], sizes[1:], strict=True):
+        scaled = b.emit("mul_scalar", flat, other=size)
+        flat = b.emit("add", *b.broadcast(scaled, positive(b, entry, size)))
+    places = tuple(b.shape(flat))
+    rest = shape[at[-1] + 1 :]
+    value = expand_to(b, value, (*shape[:first], *places, *rest))
+    source = reshape_to(b, value, (*shape[:first], numel(places), *rest))
+    merged = reshape_to(b, x, (*shape[:first], numel(sizes), *rest))
+    index = reshape_to(b, flat, (-1,))
+    write = add_at if accumulate else copy_to
+    return reshape_to(b, write(b, merged, first, index, source), shape)
+
+
+def _put_masked(
+    b: Lowering, x: Value, first: int, mask: Value, value: Value, accumulate: bool
+) -> Value:
+    if numel(b.shape(value)) != 1 or accumulate:
+        return b.reject(
+            "writing several values at a mask has no bound rule", help="use torch.where"
+        )
+    rank, covered = len(b.shape(x)), len(b.shape(mask))
+    mask = reshape_to(b, mask, (*b.shape(mask), *(1,) * (rank - first - covered)))
+    return where(b, mask, reshape_to(b, value, ()), x)
+
+
+@lowers(torch.index_put, "Tensor.index_put", aten.index_put.default)
+def _(b: Lowering, input: Value, indices: Any, values: Any, accumulate: bool = False) -> Value:
+    return _put(b, input, list(indices), values, accumulate)
+
+
+@lowers(operator.setitem)
+def _(b: Lowering, input: Value, index: Any, value: Any) -> Value:
+    """What `x` is after `x[index] = value`, with index tensors, lists or masks in the index."""
+    items = list(index) if isinstance(index, tuple) else [index]
+    items = [b.tensor(torch.tensor(i)) if isinstance(i, list) else i for i in items]
+    consumed = sum(
+        len(b.shape(i)) if isinstance(i, Value) and i.type.dtype == "bool" else i is not Ellipsis
+        for i in items
+    )
+    if any(item is Ellipsis for item in items):
+        at = next(i for i, item in enumerate(items) if item is Ellipsis)
+        items[at : at + 1] = [slice(None)] * (len(b.shape(input)) - consumed)
+    indices: list[Any] = []
+    for item in items:
+        if isinstance(item, Value):
+            indices.append(item)
+        elif isinstance(item, slice) and item == slice(None):
+            indices.append(None)
+        elif isinstance(item, int) and not isinstance(item, bool):
+            indices.append(b.tensor(torch.tensor(item)))
+        else:
+            return b.reject(
+                "writing at index tensors together with slices has no bound rule",
+                help="use torch.where, or torch.index_copy",
+            )
+    return _put(b, input, indices, value, accumulate=False)
+
+
+@lowers(torch.select_scatter, "Tensor.select_scatter", aten.select_scatter.default)
+def _(b: Lowering, input: Value, src: Value, dim: int, index: int) -> Value:
+    at, shape = b.dim(input, dim), tuple(b.shape(input))
+    size = shape[at]
+    if not isinstance(size, int):
+        return b.reject("an index along the batch dimension mixes samples")
+    piece = reshape_to(b, src, (*shape[:at], 1, *shape[at + 1 :]))
+    return _spliced(b, input, piece, at, [index % size])
+
+
+@lowers(torch.slice_scatter, "Tensor.slice_scatter", aten.slice_scatter.default)
+def _(
+    b: Lowering,
+    input: Value,
+    src: Value,
+    dim: int = 0,
+    start: Any = None,
+    end: Any = None,
+    step: int = 1,
+) -> Value:
+    at = b.dim(input, dim)
+    size = b.shape(input)[at]
+    if not isinstance(size, int):
+        return b.reject("a slice of the batch dimension mixes samples")
+    return _spliced(b, input, src, at, list(range(*slice(start, end, step).indices(size))))
+
+
+def _spliced(b: Lowering, x: Value, piece: Value, dim: int, places: list[int]) -> Value:
+    """x with the slices of a piece at given places."""
+    size = b.shape(x)[dim]
+    order = list(range(size))  # type: ignore[arg-type]
+    for i, place in enumerate(places):
+        order[place] = size + i  # type: ignore[operator]
+    both = b.emit("cat", x, piece, dim=dim)
+    with torch.device("cpu"):
+        index = torch.tensor(order)
+    return b.emit("index_select", both, b.tensor(index), dim=dim)
+
+
+@lowers(torch.diagonal_scatter, "Tensor.diagonal_scatter", aten.diagonal_scatter.default)
+def _(
+    b: Lowering, input: Value, src: Value, offset: int = 0, dim1: int = 0, dim2: int = 1
+) -> Value:
+    shape, rank = tuple(b.shape(input)), len(b.shape(input))
+    first, second = b.dim(input, dim1), b.dim(input, dim2)
+    rows, columns = shape[first], shape[second]
+    if not (isinstance(rows, int) and isinstance(columns, int)):
+        return b.reject("a diagonal across the batch dimension mixes samples")
+    with torch.device("cpu"):
+        places = torch.arange(rows * columns).reshape(rows, columns).diagonal(offset).tolist()
+    order = (*(d for d in range(rank) if d not in (first, second)), first, second)
+    moved = b.emit("permute", input, dims=order) if order != tuple(range(rank)) else input
+    flat = reshape_to(b, moved, (*b.shape(moved)[:-2], rows * columns))
+    result = reshape_to(b, _spliced(b, flat, src, rank - 2, places), b.shape(moved))
+    back = tuple(order.index(d) for d in range(rank))
+    return b.emit("permute", result, dims=back) if back != tuple(range(rank)) else result
+
+
+@lowers(torch.diag_embed, "Tensor.diag_embed", aten.diag_embed.default)
+def _(b: Lowering, input: Value, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Value:
+    shape, rank = tuple(b.shape(input)), len(b.shape(input)) + 1
+    length = shape[-1]
+    if not isinstance(length, int):
+        return b.reject("a diagonal across the batch dimension mixes samples")
+    side = length + abs(offset)
+    with torch.device("cpu"):
+        # What is off the diagonal takes the zero behind the elements.
+        index = torch.full((side, side), length)
+        index.diagonal(offset).copy_(torch.arange(length))
+    padded = b.emit("pad", input, pads=(0, 1), mode="constant", value=0.0)
+    square = b.emit("index_select", padded, b.tensor(index.reshape(-1)), dim=rank - 2)
+    square = reshape_to(b, square, (*shape[:-1], side, side))
+    first, second = b.dim(input, dim1, extra=1), b.dim(input, dim2, extra=1)
+    others = iter(range(rank - 2))
+    order = tuple(
+        rank - 2 if d == first else rank - 1 if d == second else next(others) for d in range(rank)
+    )
+    return b.emit("permute", square, dims=order) if order != tuple(range(rank)) else square
