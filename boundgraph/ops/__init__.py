@@ -4,6 +4,7 @@ from boundgraph.ops import activations as activations
 from boundgraph.ops import arithmetic as arithmetic
 from boundgraph.ops import attention as attention
 from boundgraph.ops import cast as cast
+from boundgraph.ops import compound as compound
 from boundgraph.ops import constant as constant
 from boundgraph.ops import conv as conv
 from boundgraph.ops import custom as custom
@@ -15,6 +16,7 @@ from boundgraph.ops import interpolate as interpolate
 from boundgraph.ops import joining as joining
 from boundgraph.ops import linear as linear
 from boundgraph.ops import loss as loss
+from boundgraph.ops import losses as losses
 from boundgraph.ops import matmul as matmul
 from boundgraph.ops import moving as moving
 from boundgraph.ops import norm as norm
