@@ -32,6 +32,7 @@ from boundgraph.ops import smooth as smooth
 from boundgraph.ops import softmax as softmax
 from boundgraph.ops import spec as spec
 from boundgraph.ops import special as special
+from boundgraph.ops import splices as splices
 from boundgraph.ops import standardize as standardize
 from boundgraph.ops import steps as steps
 from boundgraph.ops import trigonometric as trigonometric

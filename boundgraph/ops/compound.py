@@ -168,7 +168,5 @@ def _(b: Lowering, input: Value, dim: int, *, dtype: Any = None) -> Value:
 
 
 @lowers(F.softmin)
-def _(
-    b: Lowering, input: Value, dim: Any = None, _stacklevel: int = 3, dtype: Any = None
-) -> Value:
+def _(b: Lowering, input: Value, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Value:
     return use(b, F.softmax, use(b, torch.neg, input), dim, dtype=dtype)  # type: ignore[no-any-return]

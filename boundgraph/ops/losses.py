@@ -369,9 +369,7 @@ def _cross_entropy(
     log_chances = b.emit("log_softmax", input, dim=_classes(b, input))
     if target.type.is_float:
         return _against_chances(b, log_chances, target, weight, reduction, float(label_smoothing))
-    return _picked(
-        b, log_chances, target, weight, ignore_index, reduction, float(label_smoothing)
-    )
+    return _picked(b, log_chances, target, weight, ignore_index, reduction, float(label_smoothing))
 
 
 lowers(aten.cross_entropy_loss.default)(_cross_entropy)
