@@ -14,6 +14,7 @@ from boundgraph.ops import gather as gather
 from boundgraph.ops import indexing as indexing
 from boundgraph.ops import interpolate as interpolate
 from boundgraph.ops import joining as joining
+from boundgraph.ops import likelihood as likelihood
 from boundgraph.ops import linear as linear
 from boundgraph.ops import loss as loss
 from boundgraph.ops import losses as losses
@@ -38,6 +39,7 @@ from boundgraph.ops import steps as steps
 from boundgraph.ops import trigonometric as trigonometric
 from boundgraph.ops import views as views
 from boundgraph.ops import windows as windows
+from boundgraph.ops import writes as writes
 from boundgraph.ops._spec import Kind as Kind
 from boundgraph.ops._spec import OpSpec as OpSpec
 from boundgraph.ops._spec import all_ops as all_ops
