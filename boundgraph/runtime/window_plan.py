@@ -122,7 +122,7 @@ def _before_lines(node: Node, before: Window) -> Window | None:
     spec = get(node.op.removeprefix(BACKWARD))
     if spec is None or spec.lines is None or _image_of(node.inputs[1]) is None:
         return None
-    if len(node.inputs) > (3 if spec.learnable else 2):
+    if len(node.inputs) > (3 if spec.learnable else 2) or node.attrs.get("parallel"):
         return None
     return Window(before.channels, before.image, before.start, before.step, before.size, True)
 

@@ -105,6 +105,16 @@ def test_windows_in_portions(budget: int) -> None:
     torch.testing.assert_close(part.lower, whole.lower, rtol=1e-11, atol=1e-11)
 
 
+def test_parallel_lines_walk_whole_values() -> None:
+    model = Images(1).double()
+    region = region_of(model, 1)
+    program = compile(model, region, method="symbolic", schedule="backward")
+    with torch.no_grad():
+        whole = program.run([region.interval()])
+        part = program.run_within([region.interval()], None, 200_000)
+    torch.testing.assert_close(part.lower, whole.lower, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_bounds_with_windows_hold(seed: int) -> None:
     model = Images(seed).to(torch.float32 if seed % 2 else torch.float64)
