@@ -86,39 +86,14 @@ class Controller(ABC):
         return value
 
 
-class ConstantController(Controller):
-    """α never changes."""
+class _Counting(Controller):
+    """Counts epochs, also across a resumed run; the first `delay` of them change nothing."""
 
-    name = "constant"
-
-    def update(self, epoch_metrics: Mapping[str, float]) -> float:
-        return self.alpha
-
-
-class RampController(Controller):
-    """α moves linearly from `alpha` to `final` over `epochs` epochs.
-
-    Args:
-        delay: epochs to wait at the initial value first.
-    """
-
-    name = "ramp"
-
-    def __init__(self, alpha: float = 0.0, final: float = 0.85, epochs: int = 10, delay: int = 0):
+    def __init__(self, alpha: float, delay: int) -> None:
         super().__init__(alpha)
-        self.initial = self.alpha
-        self.final = _fraction("RampController", "final", final)
-        if epochs < 1 or delay < 0:
-            raise ConfigError(
-                f"RampController needs epochs >= 1 and delay >= 0, got {epochs} and {delay}"
-            )
-        self.epochs, self.delay, self.seen = int(epochs), int(delay), 0
-
-    def update(self, epoch_metrics: Mapping[str, float]) -> float:
-        self.seen += 1
-        done = min(1.0, max(0.0, (self.seen - self.delay) / self.epochs))
-        self.alpha = self.initial + (self.final - self.initial) * done
-        return self.alpha
+        if delay < 0:
+            raise ConfigError(f"{type(self).__name__}: delay must be >= 0, got {delay}")
+        self.delay, self.seen = int(delay), 0
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), "seen": self.seen}
@@ -128,7 +103,55 @@ class RampController(Controller):
         self.seen = int(state["seen"])
 
 
-class AccuracyFloorController(Controller):
+class _Range:
+    """The limits of α."""
+
+    def __init__(self, owner: Controller, low: float, high: float) -> None:
+        name = type(owner).__name__
+        self.low, self.high = _fraction(name, "low", low), _fraction(name, "high", high)
+        if not self.low <= owner.alpha <= self.high:
+            raise ConfigError(
+                f"{name} needs low <= alpha <= high, got {low}, {owner.alpha}, {high}"
+            )
+
+    def clamp(self, alpha: float) -> float:
+        return min(self.high, max(self.low, alpha))
+
+
+class ConstantController(Controller):
+    """α never changes."""
+
+    name = "constant"
+
+    def update(self, epoch_metrics: Mapping[str, float]) -> float:
+        return self.alpha
+
+
+class RampController(_Counting):
+    """α moves linearly from `alpha` to `final` over `epochs` epochs.
+
+    Args:
+        delay: epochs to wait at the initial value first.
+    """
+
+    name = "ramp"
+
+    def __init__(self, alpha: float = 0.0, final: float = 0.85, epochs: int = 10, delay: int = 0):
+        super().__init__(alpha, delay)
+        self.initial = self.alpha
+        self.final = _fraction("RampController", "final", final)
+        if epochs < 1:
+            raise ConfigError(f"RampController: epochs must be >= 1, got {epochs}")
+        self.epochs = int(epochs)
+
+    def update(self, epoch_metrics: Mapping[str, float]) -> float:
+        self.seen += 1
+        done = min(1.0, max(0.0, (self.seen - self.delay) / self.epochs))
+        self.alpha = self.initial + (self.final - self.initial) * done
+        return self.alpha
+
+
+class AccuracyFloorController(_Counting):
     """Raise α while clean accuracy stays at or over `floor`, lower it otherwise.
 
     Falling is faster than rising (`fall > rise`), because an epoch below the floor costs
@@ -154,31 +177,19 @@ class AccuracyFloorController(Controller):
         high: float = 0.98,
         delay: int = 0,
     ) -> None:
-        super().__init__(alpha)
+        super().__init__(alpha, delay)
         owner = type(self).__name__
         self.floor = _fraction(owner, "floor", floor)
         self.rise, self.fall = _fraction(owner, "rise", rise), _fraction(owner, "fall", fall)
-        self.low, self.high = _fraction(owner, "low", low), _fraction(owner, "high", high)
-        if not self.low <= self.alpha <= self.high:
-            raise ConfigError(f"{owner} needs low <= alpha <= high, got {low}, {alpha}, {high}")
-        if delay < 0:
-            raise ConfigError(f"{owner}: delay must be >= 0, got {delay}")
-        self.delay, self.seen = int(delay), 0
+        self.range = _Range(self, low, high)
 
     def update(self, epoch_metrics: Mapping[str, float]) -> float:
         accuracy = self._metric(epoch_metrics, "clean_accuracy")
         self.seen += 1
         if self.seen > self.delay:
             move = self.rise if accuracy >= self.floor else -self.fall
-            self.alpha = min(self.high, max(self.low, self.alpha + move))
+            self.alpha = self.range.clamp(self.alpha + move)
         return self.alpha
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), "seen": self.seen}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.seen = int(state["seen"])
 
 
 class BalancedController(Controller):
@@ -208,9 +219,7 @@ class BalancedController(Controller):
         super().__init__(alpha)
         owner = type(self).__name__
         self.share, self.speed = _fraction(owner, "share", share), _fraction(owner, "speed", speed)
-        self.low, self.high = _fraction(owner, "low", low), _fraction(owner, "high", high)
-        if not self.low <= self.alpha <= self.high:
-            raise ConfigError(f"{owner} needs low <= alpha <= high, got {low}, {alpha}, {high}")
+        self.range = _Range(self, low, high)
 
     def update(self, epoch_metrics: Mapping[str, float]) -> float:
         norms = "clean_grad_norm" in epoch_metrics and "bound_grad_norm" in epoch_metrics
@@ -220,8 +229,7 @@ class BalancedController(Controller):
         total = self.share * clean + (1.0 - self.share) * bound
         if total > 0.0:
             target = self.share * clean / total
-            moved = self.alpha + self.speed * (target - self.alpha)
-            self.alpha = min(self.high, max(self.low, moved))
+            self.alpha = self.range.clamp(self.alpha + self.speed * (target - self.alpha))
         return self.alpha
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 HEADER = (
     "  epoch        ε      α    loss   clean   worst    training         held out        left\n"
@@ -37,7 +38,7 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d}" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d}"
 
 
-class Progress:
+class Progress(AbstractContextManager["Progress"]):
     """Says nothing: the base of what shows a run's progress."""
 
     def start(self, done: int, total: int) -> None:
@@ -54,9 +55,6 @@ class Progress:
 
     def close(self) -> None:
         """The run is over, or stopped."""
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(
         self,
