@@ -34,7 +34,7 @@ Which of torchvision's models can be bounded: random weights, evaluation mode, a
 ε = {eps:g} around one random image clipped to [0, 1]; ten outputs (segmentation: two classes for
 each pixel). The smallest inputs that the architectures take, because widths, time and memory grow
 with depth and size, and whether an op has a rule does not. One process for each model and method,
-with a limit on time and on memory.
+with a limit on processor time ({seconds} s) and on memory ({gigabytes} GB).
 
 What this shows is that these models are captured, that each of their ops has a rule and that the
 bounds enclose what was sampled. It does not show useful bounds: widths of untrained networks are
@@ -48,7 +48,7 @@ and the error is the largest difference as a share of the largest output.
 - `outside, strict`: the same with no allowance at all.
 - `float` is 64 where bounds in float32 overflow.
 - `GB` is the most that the process held, Python and torch (about 0.7) included.
-- Times are of one thread of a busy CPU, so they are upper bounds.
+- Times are processor time of one thread.
 
 ```
 {commands}
@@ -67,6 +67,8 @@ def page(results: list[dict[str, Any]], totals: dict[str, int], eps: float) -> s
             f"python benchmarks/coverage.py --family {family} --write docs/coverage.md"
             for family in families
         ),
+        seconds=_spread(results, "limit_s"),
+        gigabytes=_spread(results, "limit_gb"),
         date=f"{date.today():%-d %B %Y}",
         torch=version("torch"),
         torchvision=version("torchvision"),
@@ -76,6 +78,12 @@ def page(results: list[dict[str, Any]], totals: dict[str, int], eps: float) -> s
         own = [item for item in results if item["family"] == family]
         parts += [f"## {TITLES[family]}\n", counts(own, totals[family]), "", table(own), ""]
     return "\n".join(parts)
+
+
+def _spread(results: list[dict[str, Any]], field: str) -> str:
+    """The least and the largest value of a field, once where they are equal."""
+    values = sorted({item[field] for item in results if field in item})
+    return " to ".join(f"{value:g}" for value in dict.fromkeys(values[:1] + values[-1:]))
 
 
 def counts(results: list[dict[str, Any]], total: int) -> str:

@@ -9,6 +9,7 @@ they always see.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -84,7 +85,9 @@ def emit(program: Program, model: nn.Module, constants: ConstantTable) -> fx.Gra
     for node in program.nodes:
         before = len(graph.nodes)
         values[str(node.result)] = run_node(node, values, sizes)
-        for emitted in list(graph.nodes)[before:] if node.span else ():
+        # From the end: a list of the whole graph for each node would be quadratic.
+        new = len(graph.nodes) - before if node.span else 0
+        for emitted in islice(reversed(graph.nodes), new):
             emitted.meta["bg_origin"] = (node.result.name, node.span)
     graph.output(tuple(_leaves(values[str(output)]) for output in program.outputs))
     merge_equal_calls(graph)
