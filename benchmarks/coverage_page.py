@@ -46,9 +46,10 @@ and the error is the largest difference as a share of the largest output.
   leave the bounds by more than the rounding that the ops declare, propagated through the network.
   Where that allowance is not finite, no point can be outside by it, and the note says so.
 - `outside, strict`: the same with no allowance at all.
-- `float` is 64 where bounds in float32 overflow.
+- `float` is 64 where bounds in float32 overflow, be it only with `ibp`.
 - `GB` is the most that the process held, Python and torch (about 0.7) included.
-- Times are processor time of one thread.
+- Times are processor time of one thread; "clock" marks those of an earlier run by the clock, beside
+  other work, which are too long.
 
 ```
 {commands}
@@ -133,5 +134,8 @@ def _cells(item: dict[str, Any]) -> list[str]:
         f"{item['point_error']:.0e}" if "point_error" in item else "",
         f"{item['missed']} of {points}" if points else "",
         f"{item['strict']}" if points else "",
-        "allowance not finite" if vacuous else "",
+        ", ".join(
+            (["allowance not finite"] if vacuous else [])
+            + (["clock"] if "limit_s" not in item else [])
+        ),
     ]
