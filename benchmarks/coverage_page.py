@@ -135,7 +135,8 @@ def _cells(item: dict[str, Any]) -> list[str]:
         f"{item['missed']} of {points}" if points else "",
         f"{item['strict']}" if points else "",
         ", ".join(
-            (["allowance not finite"] if vacuous else [])
-            + (["clock"] if "limit_s" not in item else [])
+            note
+            for note, holds in (("allowance not finite", vacuous), ("clock", "limit_s" not in item))
+            if holds
         ),
     ]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.ir.program import Value
+from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lowers, register
 
@@ -185,7 +186,9 @@ def _lower(
     eps: float,
 ) -> Value:
     if (weight is None) != (bias is None):
-        return b.reject("batch_norm with only one of weight and bias has no bound rule")
+        neutral = torch.full((b.shape(input)[1],), float(weight is None))
+        own = b.tensor(neutral.to(to_torch(input.type.dtype)))
+        weight, bias = (own, bias) if weight is None else (weight, own)
     scale = () if weight is None else (weight, bias)
     if training or mean is None or var is None:
         return b.emit("batch_norm_train", input, *scale, eps=eps)
