@@ -186,7 +186,9 @@ def _lower(
     eps: float,
 ) -> Value:
     if (weight is None) != (bias is None):
-        neutral = torch.full((b.shape(input)[1],), float(weight is None))
+        channels = b.shape(input)[1]
+        assert isinstance(channels, int)
+        neutral = torch.full((channels,), float(weight is None))
         own = b.tensor(neutral.to(to_torch(input.type.dtype)))
         weight, bias = (own, bias) if weight is None else (weight, own)
     scale = () if weight is None else (weight, bias)
