@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -49,14 +49,19 @@ def misses(
     *,
     methods: Sequence[str] = METHODS,
     points: int = 4,
+    point_of: Callable[[Any, random.Random], np.ndarray] = rational_point,
     **options: Any,
 ) -> tuple[int, dict[str, int]]:
-    """Compare bounds of every method with exact values; counts compared and missed elements."""
+    """Compare bounds of every method with exact values; counts compared and missed elements.
+
+    Args:
+        point_of: draws a real point of a region.
+    """
     reference = exact_program(model, regions)
     found = {m: bg.compile(model, *regions, method=m, **options)(*regions) for m in methods}
     compared, missed = 0, dict.fromkeys(methods, 0)
     for _ in range(points):
-        point = [r if isinstance(r, Tensor) else rational_point(r, rng) for r in regions]
+        point = [r if isinstance(r, Tensor) else point_of(r, rng) for r in regions]
         (value,) = reference(*point)
         for method, bounds in found.items():
             missed[method] += len(outside(value, bounds.lower.detach(), bounds.upper.detach()))

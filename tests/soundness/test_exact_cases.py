@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -10,13 +12,23 @@ from typing import Any
 
 import pytest
 import torch
-from exact_bounds import METHODS, drawn, exact_program, misses
+from exact_bounds import METHODS, exact_program, misses
+from exact_draws import (
+    BALL_METHODS,
+    BOX_METHODS,
+    NETWORKS,
+    REGIONS,
+    drawn_network,
+    drawn_region,
+    point_of,
+)
 from torch import nn
 
 import boundgraph as bg
 from boundgraph import compiler
 from boundgraph.domains import rounding, sound_form
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.regions import LpBall
 from boundgraph.domains.rounding import Outward, Precision
 from boundgraph.errors import UnsupportedError
 from boundgraph.ops import _sound, _spec
@@ -287,21 +299,59 @@ def test_executed_values_are_contained(name: str) -> None:
                 assert bool(((bounds.lower <= got) & (got <= bounds.upper)).all())
 
 
+def _draw(seed: str) -> tuple[str, str, nn.Module, list[Any]]:
+    """A network and its regions: the kinds drawn, and both."""
+    rng = random.Random(seed)
+    dtype = torch.float64 if rng.random() < 0.2 else torch.float32
+    network, region = rng.choice((*NETWORKS, "program", "program")), rng.choice(REGIONS)
+    model, shapes = drawn_network(network, rng, dtype)
+    batch = rng.randint(1, 2)
+    return network, region, model, [drawn_region(region, s, batch, rng, dtype) for s in shapes]
+
+
+def _checked(seed: str, points: int) -> tuple[str, str, dict[str, int], UnsupportedError | None]:
+    """Checks of each method on a drawn case, none of which may miss."""
+    network, region, model, regions = _draw(seed)
+    methods = BALL_METHODS if isinstance(regions[0], LpBall) else BOX_METHODS
+    options: dict[str, Any] = {"points": points, "point_of": point_of, "rounding": "sound"}
+    try:
+        count, missed = misses(model, regions, random.Random(seed), methods=methods, **options)
+    except UnsupportedError as error:
+        return network, region, {}, error
+    assert not any(missed.values()), (seed, network, region, missed)
+    return network, region, dict.fromkeys(methods, count // len(methods)), None
+
+
+def test_drawn_cases() -> None:
+    for index in range(8):
+        *_, counts, refused = _checked(f"drawn/{index}", 2)
+        assert counts or refused
+
+
 @pytest.mark.nightly
 def test_a_million_exact_checks() -> None:
-    """Random programs and every op; prints how many checks and the seed."""
-    base = random.SystemRandom().getrandbits(32)
-    compared, index, refused = 0, 0, 0
-    while compared < 1_000_000:
-        model, boxes = drawn(f"{base}/{index}", torch.float64 if index % 5 == 4 else torch.float32)
-        try:
-            count, missed = misses(model, boxes, random.Random(index), points=150, rounding="sound")
-        except UnsupportedError:
-            count, missed, refused = 0, {}, refused + 1
-        assert not any(missed.values()), (base, index, missed)
-        compared, index = compared + count, index + 1
-    print(f"{compared:,} exact checks, {index} programs, {refused} refused, seed {base}, 0 missed")
-    assert Fraction(refused, index) < Fraction(1, 5)
+    """All methods, kinds of regions and of networks; prints how many checks and the seed.
+
+    `BOUNDGRAPH_SEED` repeats a run, `BOUNDGRAPH_CHECKS` asks for another number.
+    """
+    base = int(os.environ.get("BOUNDGRAPH_SEED", random.SystemRandom().getrandbits(32)))
+    wanted = int(os.environ.get("BOUNDGRAPH_CHECKS", 1_000_000))
+    tally: dict[str, Counter[str]] = {"method": Counter(), "region": Counter(), "net": Counter()}
+    reasons: Counter[str] = Counter()
+    index = 0
+    while tally["method"].total() < wanted:
+        network, region, counts, refused = _checked(f"{base}/{index}", 40)
+        tally["method"].update(counts)
+        tally["region"][region] += sum(counts.values())
+        tally["net"][network] += sum(counts.values())
+        if refused is not None:
+            reasons[str(refused).splitlines()[0]] += 1
+        index += 1
+    total = tally["method"].total()
+    print(f"{total:,} exact checks, {index} programs, seed {base}, 0 missed; refused: {reasons}")
+    for kind, counts in tally.items():
+        print(f"by {kind}: " + ", ".join(f"{name} {n:,}" for name, n in counts.most_common()))
+    assert Fraction(reasons.total(), index) < Fraction(1, 5)
 
 
 @pytest.mark.parametrize("first", [nn.ReLU(), nn.LeakyReLU(0.1)])
