@@ -20,6 +20,7 @@ from boundgraph.passes import (
     FoldAffine,
     FoldBatchNorm,
     FoldSpec,
+    GuardDomains,
     MarginProduct,
     PairProducts,
     Pass,
@@ -74,6 +75,8 @@ def pipeline(
             steps += [MarginProduct(), ReluRows()]
     elif options.training and options.lower_only and not options.sound:
         steps.append(ReluSteps())
+    if options.sound:
+        steps.append(GuardDomains())
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())
 
 

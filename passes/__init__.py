@@ -17,6 +17,7 @@ from boundgraph.passes.fold import FoldBatchNorm as FoldBatchNorm
 from boundgraph.passes.fold import FoldSpec as FoldSpec
 from boundgraph.passes.fuse_launches import MarginProduct as MarginProduct
 from boundgraph.passes.fuse_launches import PairProducts as PairProducts
+from boundgraph.passes.guard_domains import GuardDomains as GuardDomains
 from boundgraph.passes.manager import Effect as Effect
 from boundgraph.passes.manager import Pass as Pass
 from boundgraph.passes.manager import PassRecord as PassRecord

@@ -183,6 +183,7 @@ def elementwise(
     rounding: Rounding,
     sample: Sampler,
     partial: bool = False,
+    user: bool = False,
     summary: str = "",
     add: Callable[[OpSpec], OpSpec] = register,
 ) -> OpSpec:
@@ -199,7 +200,7 @@ def elementwise(
         magnitude: size of the terms that may cancel in `concrete`, of absolute values;
             `rounding.terms` says how many roundings of that size there are.
         add: what to do with the op that results.
-        kinks, partial: see `OpSpec`.
+        kinks, partial, user: see `OpSpec`.
     """
 
     def increasing(x: Interval, *rest: Tensor, **attrs: Any) -> Interval:
@@ -288,6 +289,7 @@ def elementwise(
             kinks=kinks,
             sample=sample,
             partial=partial,
+            user=user,
             summary=summary,
         )
     )

@@ -41,6 +41,10 @@ PARTS, FULL, WIDE = "parts", "full", "wide"
 SOUND_ATTRS = (TERMS, PRECISION, PARTS, FULL, WIDE, "symbols")
 # What `backward.sound.OP` is told of an affine step.
 STEP = ("bounded", "moves", "direct", TERMS, FULL, WIDE, "operand_dims")
+# Functions whose values are at least 0, so that a root or a logarithm may follow.
+_NOT_NEGATIVE = (
+    "square", "exp", "exp2", "cosh", "sqrt", "rsqrt", "sigmoid", "softplus", "erfc", "acosh",
+)  # fmt: skip
 # Roundings of an interval rule beside those of the op: two products and a sum.
 OWN = 4
 
@@ -57,8 +61,8 @@ def why_not(spec: OpSpec | None) -> str | None:
     """Why an op has no sound interval rule, or None where it has one."""
     if spec is None or spec.interval is None:
         return "it has no interval rule"
-    if spec.partial:
-        return "it is undefined for some operands, and rounding outward would hide that"
+    if spec.user:
+        return "it is registered by the user, whose rules nobody has proved"
     if spec.sound is not None or exact(spec):
         return None
     if not spec.rounding.declared:
@@ -195,11 +199,10 @@ def _at_the_ends(
     constants in the rule itself)."""
     found = Outward.of(_run(spec, operands, attrs), p)
     share = (2 * terms + 4) * p.unit
-    return Outward(
-        below(found.lower, found.lower.abs() * share, p),
-        above(found.upper, found.upper.abs() * share, p),
-        p,
-    )
+    lower = below(found.lower, found.lower.abs() * share, p)
+    if spec.name in _NOT_NEGATIVE:
+        lower = lower.clamp(min=0.0)
+    return Outward(lower, above(found.upper, found.upper.abs() * share, p), p)
 
 
 def _declared(

@@ -153,6 +153,7 @@ class OpSpec:
         row_norm: `(*rest, q) -> Tensor`, an upper bound on the q-norm of each row of the linear
             part of an affine op, broadcasting to the result; for regions that are p-balls.
         partial: it gives NaN for some finite operands.
+        user: registered from outside of the package: nothing about it is proved here.
         refusal: why it takes no bounds, where there is more to say than that no rule exists.
         way_out: what to do about it.
         summary: one line for `boundgraph ops`.
@@ -180,6 +181,7 @@ class OpSpec:
     sample: Sampler | None = None
     row_norm: Rule | None = None
     partial: bool = False
+    user: bool = False
     refusal: str = ""
     way_out: str = ""
     summary: str = ""

@@ -216,6 +216,7 @@ class Rules:
             "magnitude": self._size,
             "sample": None if sample is None else _drawing(sample, self.module),
             "partial": self.partial,
+            "user": True,
             "summary": "registered by the user",
         }
         if not elementwise:

@@ -199,8 +199,42 @@ def _linear_margin_lower(
     return Interval(lower, torch.full_like(lower, torch.inf))
 
 
+def _defined(x: Interval, *, function: str, **attrs: Any) -> Interval:
+    """NaN where a function with a domain may be undefined on an interval, 0 elsewhere."""
+    spec = _spec.get(function)
+    assert spec is not None and spec.interval is not None
+    found = spec.interval(x, **attrs)
+    flag = torch.where((found.lower == found.lower) & (found.upper == found.upper), 0.0, torch.nan)
+    flag = flag.to(found.lower.dtype)
+    return Interval(flag, flag)
+
+
+def _kept(
+    out: Interval,
+    *flags: Interval,
+    over: tuple[tuple[int, ...], ...],
+    apart: tuple[bool, ...],
+    spread: tuple[int, ...] | None,
+) -> Interval:
+    """An interval, or NaN where one of the flags of its sample is.
+
+    Args:
+        over: dimensions of each flag that are not the samples'.
+        apart: whether a flag keeps samples apart.
+        spread: a number for each sample in the shape that broadcasts to the interval.
+    """
+    lower, upper = out.lower, out.upper
+    for flag, dims, own in zip(flags, over, apart, strict=True):
+        found = flag.lower.sum(dims) if dims else flag.lower
+        found = found.reshape(spread or ()) if own else found
+        lower, upper = lower + found, upper + found
+    return Interval(lower, upper)
+
+
 BOUND_ONLY: dict[str, Rule] = {
     "interval.meet": meet,
+    "interval.defined": _defined,
+    "interval.kept": _kept,
     "interval.linear_pair": _linear_pair,
     "interval.linear_margin_lower": _linear_margin_lower,
     # A plain value that carries rounding from here on.

@@ -132,8 +132,7 @@ def register_op(
         bounded: which of the tensors among the arguments may depend on a perturbed input.
         name: of the op; that of the function where absent.
         ulps: error of a computed result in units of roundoff; it is what `check_op` allows.
-            Undeclared where None: then `rounding="sound"` refuses the op, and `check_op`
-            allows 32.
+            32 where None. `rounding="sound"` refuses registered ops in any case.
         magnitude: size of the terms that may cancel in the function, of the absolute values of
             its tensors; `check_op` allows 64 roundings of that size.
         partial: the function gives NaN outside of its domain.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines
+from boundgraph.domains.rounding import Outward, Precision, above, below, grown
 from boundgraph.ops._kinds import affine
 from boundgraph.ops._samples import random_shape
 from boundgraph.ops._spec import Kind, OpCase, OpSpec, Rounding, register
@@ -132,6 +133,65 @@ def _scale_interval(
     )
 
 
+def _scale_sound(
+    x: Outward,
+    *,
+    dims: Dims,
+    count: int,
+    eps: float,
+    floor: float,
+    centered: bool,
+    terms: int,
+    precision: Precision,
+) -> Outward:
+    """`_scale_interval` with its rounding.
+
+    In units of `unit` (any number, because it cancels) every square is at most 1 and all sums are
+    of what is not negative, so a computed mean of squares is off by less than γ(terms) of itself
+    and terms·η. The product (|end| − least)(|end| + least) may cancel, but errs by 8u·end², and
+    the mean of squares is at least end²/n. What end/unit loses to underflow is added to it.
+    A result never leaves ±√n (±√(n − 1)), whatever x is.
+    """
+    p = precision
+    least, most = _sizes(x)
+    unit = most.amax(dims, keepdim=True).clamp(min=1.0)
+    share, slack = 4.0 * p.gamma(terms + 16), 64.0 * (terms + 8) * p.tiny
+    lower, upper, small, large = x.lower / unit, x.upper / unit, least / unit, most / unit
+    mean_least = (small * small).mean(dims, keepdim=True)
+    added, bottom = eps / unit / unit, floor / unit
+
+    def spread(power: Tensor, sign: float) -> Tensor:
+        outward = (power + added) * (1.0 + sign * share) + sign * slack
+        root = outward.clamp(min=0.0).sqrt()
+        if not floor:
+            return root
+        moved = bottom * (1.0 + sign * 8.0 * p.unit) + sign * 8.0 * p.tiny
+        return torch.maximum(root, moved.clamp(min=0.0))
+
+    def largest(end: Tensor) -> Tensor:
+        size = end.abs()
+        power = mean_least + (size - small) * (size + small) / count
+        part = count - 1 if centered and count > 1 else count
+        power = torch.maximum(power, size * size / part)
+        return grown(size, p) / spread(power, -1.0)
+
+    far = spread((large * large).mean(dims, keepdim=True), 1.0)
+    # Signs before the division, which may underflow to 0.
+    low = torch.where(x.lower < 0, -largest(lower), lower / far)
+    high = torch.where(x.upper > 0, largest(upper), upper / far)
+    low = below(low, low.abs() * (16.0 * p.unit), p)
+    high = above(high, high.abs() * (16.0 * p.unit), p)
+    # Overflow leaves no end, and there the limit holds.
+    limit = _limit(count, centered) * (1.0 + 8.0 * p.unit)
+    low = torch.where(low >= -limit, low, -limit)
+    high = torch.where(high <= limit, high, limit)
+    if not eps and not floor:
+        # 0/0 is no number: nothing is bounded where x can be 0.
+        zero = least.amax(dims, keepdim=True) == 0
+        low, high = torch.where(zero, -torch.inf, low), torch.where(zero, torch.inf, high)
+    return Outward(low, high, p)
+
+
 def _scale_magnitude(
     x: Tensor, *, dims: Dims, count: int, eps: float, floor: float, **_: Any
 ) -> Tensor:
@@ -207,6 +267,7 @@ register(
         rounding=Rounding(ulps=8, terms=lambda x, *, count, **_: count + 8, relative=True),
         backward=_scale_backward,
         lines=_scale_lines,
+        sound=_scale_sound,
         sample=_sample_scale,
         summary="x / root mean square over dimensions",
     )
@@ -221,6 +282,47 @@ def _norm_interval(x: Interval, *, p: float, **attrs: Any) -> Interval:
     """A norm rises in every |x_i|."""
     least, most = _sizes(x)
     return Interval(_norm(least, p=p, **attrs), _norm(most, p=p, **attrs))
+
+
+def _norm_sound(
+    x: Outward,
+    *,
+    p: float,
+    dims: Dims,
+    count: int,
+    keepdim: bool,
+    terms: int,
+    precision: Precision,
+) -> Outward:
+    """‖x‖_p falls with p, so that other norms lie between those of 1, 2 and ∞: powers have no
+    declared rounding."""
+    least, most = _sizes(x)
+    lesser = p if p in (1.0, 2.0) else 2.0 if p < 2.0 else math.inf
+    greater = p if p in (1.0, 2.0, math.inf) else 1.0 if p < 2.0 else 2.0
+    low = _norm_off(least, lesser, dims, terms, precision, -1.0)
+    high = _norm_off(most, greater, dims, terms, precision, 1.0)
+    if not keepdim:
+        for dim in sorted(dims, reverse=True):
+            low, high = low.squeeze(dim), high.squeeze(dim)
+    return Outward(low.clamp(min=0.0), high, precision)
+
+
+def _norm_off(
+    size: Tensor, norm: float, dims: Dims, terms: int, p: Precision, sign: float
+) -> Tensor:
+    """A norm of what is not negative, rounded down (sign −1) or up.
+
+    Divided by the largest element, squares that underflow do not matter beside its 1.
+    """
+    found = peak = size.amax(dims, keepdim=True)
+    if norm != math.inf:
+        scaled = size / torch.where(peak > 0, peak, 1.0)
+        total = (scaled * scaled if norm == 2.0 else scaled).sum(dims, keepdim=True)
+        total = total * (1.0 + sign * 4.0 * p.gamma(terms + 16))
+        total = (total + sign * 64.0 * (terms + 8) * p.tiny).clamp(min=0.0)
+        found = (total.sqrt() if norm == 2.0 else total) * peak
+    share = found * (16.0 * p.unit)
+    return below(found, share, p) if sign < 0 else above(found, share, p)
 
 
 def _norm_batch(batch_dims: Any, *_: Any, dims: Dims, keepdim: bool, **__: Any) -> int | None:
@@ -279,6 +381,7 @@ register(
         batch=_norm_batch,
         rounding=Rounding(ulps=16, terms=lambda x, *, count, **_: count + 4, relative=True),
         backward=_norm_backward,
+        sound=_norm_sound,
         sample=_sample_norm,
         summary="p-norm over dimensions",
     )

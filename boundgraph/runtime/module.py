@@ -345,6 +345,14 @@ class BoundProgram(nn.Module):
         )
 
     def _first_nan(self) -> str:
+        asked = [node for node in self.ir.nodes if node.op == "interval.defined"]
+        if asked:
+            names = ", ".join(
+                f"`{node.attrs['function']}` may be undefined at "
+                f"{node.span.where() if node.span else node.result.name}"
+                for node in asked
+            )
+            return f"In this region {names}, or the dtype overflowed"
         return (
             "Call trace_bounds(...) to see the first value that is not finite; overflow of the "
             "dtype is the usual cause"

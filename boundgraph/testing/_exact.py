@@ -81,6 +81,15 @@ def _by_mpmath(name: str) -> Callable[[Fraction], Fraction]:
             "asinh": lambda: mp.asinh(big),
             "mish": lambda: big * mp.tanh(mp.log1p(mp.exp(big))),
             "tan": lambda: mp.tan(big),
+            "log2": lambda: mp.log(big) / mp.log(2),
+            "log10": lambda: mp.log10(big),
+            "asin": lambda: mp.asin(big),
+            "acos": lambda: mp.acos(big),
+            "acosh": lambda: mp.acosh(big),
+            "atanh": lambda: mp.atanh(big),
+            "erfinv": lambda: mp.erfinv(big),
+            "logit": lambda: mp.log(big / (1 - big)),
+            "gelu": lambda: big * mp.ncdf(big),
         }
         return _fraction(table[name]())
 
@@ -97,7 +106,8 @@ _RATIONAL: dict[str, Callable[..., Fraction]] = {
 }
 _REAL = (
     "sigmoid", "tanh", "exp", "softplus", "silu", "erf", "sin", "cos", "atan", "log", "log1p",
-    "expm1", "exp2", "sqrt", "rsqrt", "sinh", "cosh", "asinh", "mish", "tan",
+    "expm1", "exp2", "sqrt", "rsqrt", "sinh", "cosh", "asinh", "mish", "tan", "log2", "log10",
+    "asin", "acos", "acosh", "atanh", "erfinv", "logit", "gelu",
 )  # fmt: skip
 
 
@@ -276,7 +286,38 @@ def _log_softmax(x: Array, *, dim: int) -> Array:
     return _each(_by_mpmath("log"), _softmax(x, dim=dim))
 
 
+def _mean(x: Array, dims: tuple[int, ...]) -> Array:
+    count = math.prod(x.shape[dim] for dim in dims)
+    return x.sum(axis=dims, keepdims=True) / Fraction(count)
+
+
+def _scale_to_unit(
+    x: Array, *, dims: tuple[int, ...], count: int, eps: float, floor: float, centered: bool
+) -> Array:
+    size = _each(_by_mpmath("sqrt"), _mean(x * x, dims) + Fraction(eps))
+    return x / _each(lambda value: max(value, Fraction(floor)), size)
+
+
+def _vector_norm(x: Array, *, p: float, dims: tuple[int, ...], count: int, keepdim: bool) -> Array:
+    size = _each(abs, x)
+    if p == math.inf:
+        return size.max(axis=dims, keepdims=keepdim)
+    root = _big_power(1.0 / p) if p not in (1.0, 2.0) else _by_mpmath("sqrt")
+    total = (size ** int(p) if p.is_integer() else _each(_big_power(p), size)).sum(
+        axis=dims, keepdims=keepdim
+    )
+    return total if p == 1.0 else _each(root, total)
+
+
+def _big_power(exponent: float) -> Callable[[Fraction], Fraction]:
+    return lambda x: _fraction(_mpmath().power(_big(x), _mpmath().mpf(exponent)))
+
+
 _DIRECT: dict[str, Callable[..., Array]] = {
+    "center": lambda x, *, dims, count: x - _mean(x, dims),
+    "scale_to_unit": _scale_to_unit,
+    "vector_norm": _vector_norm,
+    "pow": lambda x, *, exponent: _each(_big_power(exponent), x),
     "add": lambda a, b: a + b,
     "sub": lambda a, b: a - b,
     "mul": lambda a, b: a * b,

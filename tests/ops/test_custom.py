@@ -112,13 +112,36 @@ def test_the_decorator_and_the_sound_rounding():
 
     with cube:
         check_op("cube", cases=20)
-        bounds = bg.bound(Net(Calls(cube)).eval(), rounding="sound")(region())
-        assert bounds.lower.isfinite().all()
-    with (
-        bg.register_op(bump, interval=bump_interval, elementwise=True) as undeclared,
-        pytest.raises(UnsupportedError, match="declares no rounding"),
-    ):
-        bg.bound(Net(Calls(undeclared)).eval(), rounding="sound")(region())
+        # What a user says of an op is no proof, with ulps or without.
+        for method in ("ibp", "symbolic", "mix", "crown-ibp", "crown", "alpha-crown", "auto"):
+            with pytest.raises(UnsupportedError, match=r"`cube` has no rounding-sound rule.*user"):
+                bg.bound(Net(Calls(cube)).eval(), method=method, rounding="sound")(region())
+
+
+class Cubes(nn.Module):
+    def forward(self, x):
+        return cubed(x)
+
+
+def cubed(x):
+    return x * x * x
+
+
+@pytest.mark.parametrize("kind", ["function", "leaf"])
+def test_what_users_register_is_never_certified(kind):
+    options = {"elementwise": True, "increasing": True, "ulps": 2}
+    part = Cubes()
+    known = bg.register_op(cubed, **options) if kind == "function" else bg.leaf(part, **options)
+    with known as op:
+        model = Net(Calls(op) if kind == "function" else part).eval()
+        wide = bg.LinearSpec(torch.ones(1, 2), offset=torch.full((1,), 1e6))
+        verdict = bg.verify(model, region(), wide, certificate=True)
+        verdict = verdict[0] if isinstance(verdict, list) else verdict
+        assert verdict
+        assert verdict.certificate is None
+        assert "unknown to the checker" in verdict.uncertified
+        with pytest.raises(UnsupportedError, match="user"):
+            bg.verify(model, region(), wide, rounding="sound")
 
 
 def test_a_relaxation_of_the_users_is_used():

@@ -340,13 +340,15 @@ def test_a_million_exact_checks() -> None:
     reasons: Counter[str] = Counter()
     index = 0
     while tally["method"].total() < wanted:
-        network, region, counts, refused = _checked(f"{base}/{index}", 40)
+        network, region, counts, refused = _checked(f"{base}/{index}", 120)
         tally["method"].update(counts)
         tally["region"][region] += sum(counts.values())
         tally["net"][network] += sum(counts.values())
         if refused is not None:
             reasons[str(refused).splitlines()[0]] += 1
         index += 1
+        if index % 10 == 0:
+            print(f"{tally['method'].total():,} checks, {index} programs", flush=True)
     total = tally["method"].total()
     print(f"{total:,} exact checks, {index} programs, seed {base}, 0 missed; refused: {reasons}")
     for kind, counts in tally.items():

@@ -6,7 +6,7 @@ from torch import nn
 
 import boundgraph as bg
 from boundgraph import ops
-from boundgraph.errors import BoundGraphError, NonFiniteError, UnsupportedError
+from boundgraph.errors import BoundGraphError, NonFiniteError
 
 PARTIAL = {
     "log": (torch.log, -2.0),
@@ -52,8 +52,32 @@ def test_no_method_bounds_it(name, width):
                 bg.bound(model, method=method)(region)
         spec = bg.LinearSpec(torch.ones(1, 2, dtype=torch.float64))
         assert not bg.verify(model, region, spec)
-        with pytest.raises(UnsupportedError, match="undefined"):
-            bg.compile(model, region, rounding="sound")
+
+
+@pytest.mark.parametrize("name", PARTIAL)
+def test_no_method_bounds_it_with_sound_rounding(name):
+    function, at = PARTIAL[name]
+    for index, method in enumerate(("ibp", "mix", "crown-ibp", "alpha-crown")):
+        model = Hidden(function, HIDERS[index]).eval()
+        region = bg.LinfBall(torch.full((1, 2), at), (0.1, 5.0)[index % 2])
+        with pytest.raises(NonFiniteError, match=r"may be undefined at .*test_undefined.py:"):
+            bg.compile(model, region, method=method, rounding="sound")(region)
+    assert not bg.verify(model, region, bg.LinearSpec(torch.ones(1, 2)), rounding="sound")
+
+
+def test_with_sound_rounding_each_sample_answers_for_itself():
+    model = Hidden(torch.log, torch.sigmoid).eval()
+    x = torch.tensor([[1.0, 2.0], [1.0, -2.0]], dtype=torch.float64)
+    region = bg.LinfBall(x, 0.1)
+    for method in ("ibp", "crown"):
+        program = bg.compile(model, region, method=method, rounding="sound")
+        bounds = program.run(program.check(region))
+        assert bool(bounds.lower[0].isfinite().all() & bounds.upper[0].isfinite().all())
+        assert bool(bounds.lower[1].isnan().all() & bounds.upper[1].isnan().all())
+        first = bg.LinfBall(x[:1], 0.1)
+        assert torch.equal(program(first).lower, bounds.lower[:1])
+        # Also where the program is compiled or saved.
+        assert program.interpret(first).lower.equal(bounds.lower[:1])
 
 
 def test_a_power_of_two_bounded_tensors_is_refused_below_zero():
