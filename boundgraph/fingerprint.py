@@ -15,7 +15,10 @@ from torch import nn
 from boundgraph.ops.custom import generation
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+_QUICK = (int, str, bool, type(None))
 _TABLES = ("_parameters", "_buffers", "_modules")
+# What every module has, hooks above all; said only where there is something in it.
+_COMMON = frozenset(vars(nn.Module())) - {"training"}
 
 
 class _Same:
@@ -45,6 +48,16 @@ def fingerprint(model: nn.Module) -> tuple[Any, ...]:
     return (generation(), _sharing(model), *parts)
 
 
+def changed(old: tuple[Any, ...], new: tuple[Any, ...]) -> list[str]:
+    """Paths of the attributes in which two fingerprints of one model differ."""
+    before = {name: dict(attributes) for name, _, _, attributes in old[2:]}
+    found = []
+    for name, _, _, attributes in new[2:]:
+        known = before.get(name, {})
+        found += [f"{name}.{key}".lstrip(".") for key, v in attributes if known.get(key) != v]
+    return found
+
+
 def _sharing(model: nn.Module) -> tuple[int, ...]:
     """A number for each tensor under each of its names, the same for the same tensor."""
     seen: dict[int, int] = {}
@@ -59,10 +72,16 @@ def _tables(module: nn.Module) -> tuple[Any, ...]:
 
 
 def _attributes(module: nn.Module) -> tuple[Any, ...]:
-    return tuple((name, _key(value)) for name, value in vars(module).items() if name not in _TABLES)
+    return tuple(
+        (name, _key(value))
+        for name, value in vars(module).items()
+        if name not in _TABLES and (name not in _COMMON or value)
+    )
 
 
 def _key(value: Any) -> Any:
+    if type(value) in _QUICK:
+        return type(value), value
     if isinstance(value, _PLAIN):
         # 1, 1.0 and True are equal, and nan is not equal to itself.
         return type(value), repr(value)

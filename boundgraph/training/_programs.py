@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Hashable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +15,13 @@ from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
 from boundgraph.domains.specs import CrossEntropy, Margin, OtherMargins
 from boundgraph.errors import SpecError
+from boundgraph.fingerprint import changed, fingerprint
 from boundgraph.ops._whole import copy_over, tensor_at, tensor_names
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import normalizations, replaceable
+
+# Programs of one loss; more mean that something changes all the time.
+_MOST = 16
 
 
 def inner_module(model: nn.Module) -> nn.Module:
@@ -78,6 +84,7 @@ class ProgramCache:
         # Keeps every part of a key alive, so that no id in a key is ever reused.
         self._alive: list[object] = []
         self._key: Hashable = None
+        self._state: tuple[Any, ...] = ()
 
     def select(
         self,
@@ -92,6 +99,7 @@ class ProgramCache:
         """Make the program for batches like `x` the active one, compiling it if needed."""
         # Modules and parameters are part of the key by identity, so that replacing a layer
         # or switching BatchNorm to evaluation cannot leave a stale program in use.
+        state = fingerprint(model)
         key = (
             (method, fused, tracks),
             tuple(x.shape[1:]),
@@ -99,19 +107,36 @@ class ProgramCache:
             x.device,
             tune_for,
             # Under every name: (a, a, b) and (a, b, b) are different models.
-            tuple((id(m), m.training) for _, m in model.named_modules(remove_duplicate=False)),
+            tuple(id(m) for _, m in model.named_modules(remove_duplicate=False)),
             tuple(id(p) for _, p in model.named_parameters(remove_duplicate=False)),
+            # Numbers and flags were settled when the model was captured.
+            state,
         )
         if key == self._key:
             return
         if key not in self._programs:
+            self._settle(state)
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
             program, found = _compiled(model, example, method, classes, tune_for, fused, tracks)
             self._programs[key] = (program, classes, found)
             self._alive.append((*model.modules(), *model.parameters()))
-        self._key = key
+        self._key, self._state = key, state
         self.active, self.classes, self.normalizations = self._programs[key]
+
+    def _settle(self, state: tuple[Any, ...]) -> None:
+        """Forget old programs where a model changes on and on, and say what changes."""
+        if len(self._programs) < _MOST:
+            return
+        names = ", ".join(changed(self._state, state)) or "its shapes or layers"
+        warnings.warn(
+            f"the bound program was compiled {_MOST} times, because the model keeps changing "
+            f"({names}); a number that changes from call to call belongs in a buffer",
+            UserWarning,
+            stacklevel=5,
+        )
+        self._programs.clear()
+        self._alive.clear()
 
 
 def _compiled(

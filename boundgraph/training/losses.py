@@ -156,7 +156,6 @@ class TrainingLoss(nn.Module):
         tracing = torch.compiler.is_compiling()
         if not tracing:
             self.check_batch(x, y)
-            self.prepare(x, y)
         if index is None:
             index = self.draw(x.shape[0])
         parts = self.compute(self.perturb(x, y), y, index)
@@ -165,7 +164,7 @@ class TrainingLoss(nn.Module):
         return parts if return_parts else parts.loss
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
-        """Raise unless `(x, y)` is a batch this loss can use. Values cost one pass over x."""
+        """Prepare, and raise unless this loss can use `(x, y)`. Values cost one pass over x."""
         if not x.is_floating_point():
             raise DataError(f"inputs have dtype {x.dtype}; convert first, e.g. x.float() / 255")
         if y.dtype != torch.int64 or y.dim() != 1 or x.dim() < 1 or y.shape[0] != x.shape[0]:
@@ -186,6 +185,7 @@ class TrainingLoss(nn.Module):
             )
         if int(y.min()) < 0:
             raise SpecError(f"labels out of range: the smallest is {int(y.min())}")
+        self.prepare(x, y)
 
     def diagnose(self, parts: LossParts) -> str:
         """Name what is not finite."""
@@ -218,7 +218,8 @@ class MixedLoss(TrainingLoss):
     """`(1 − α)·CE(model(x), y) + α·CE(worst-case logits of k random samples, y)`.
 
     The bound program is compiled when first needed, once per shape of a sample, dtype,
-    device and training mode, and used for every batch size.
+    device and state of the model's attributes (its training mode among them), and used for
+    every batch size.
 
     Args:
         model: maps `[batch, ...]` to logits `[batch, classes]`. Wrapped in DDP, the clean
@@ -343,7 +344,6 @@ class MixedLoss(TrainingLoss):
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
         super().check_batch(x, y)
-        self.prepare(x, y)
         classes, largest = self._cache.classes, int(y.max())
         if largest >= classes:
             raise SpecError(f"labels out of range: {largest}, but the model has {classes} classes")

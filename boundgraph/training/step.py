@@ -123,7 +123,8 @@ class Step:
         """
         if self.checks or (self.checks is None and (x.device.type == "cpu" or not self._signature)):
             self.loss_fn.check_batch(x, y)
-        self.loss_fn.prepare(x, y)
+        else:
+            self.loss_fn.prepare(x, y)
         index = self.loss_fn.draw(x.shape[0])
         x = self.loss_fn.perturb(x, y)
         signature = (x.shape, x.dtype, x.device)

@@ -1,6 +1,7 @@
 import copy
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from boundgraph.training.adversarial import AdversarialLoss
 from boundgraph.training.initialization import WeightAverage, initialize_for_ibp
 from boundgraph.training.losses import MixedLoss, TrainingLoss, gradient_norms
 from boundgraph.training.recipes import PRESETS, RECIPES, get_recipe, recipe_from_dict
+from boundgraph.training.step import compile_step
 
 EPS = 0.05
 
@@ -118,6 +120,44 @@ def test_a_replaced_layer_is_noticed():
     model[3] = nn.Linear(9, 4)
     bound = loss_fn(x, y, return_parts=True).bound_loss
     torch.testing.assert_close(bound, F.cross_entropy(worst_logits(model, x, y), y).detach())
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.scale, self.signs = mlp(), 1.0, [1.0, -1.0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.body(x) * self.scale * self.signs[0]
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+def test_a_changed_number_of_the_model_is_noticed(backend):
+    x, y = batch()
+    model = Scaled()
+    loss_fn = MixedLoss(model, EPS, subset=None, alpha=1.0)
+    step = compile_step(model, torch.optim.SGD(model.parameters(), 1e-3), loss_fn, backend=backend)
+    for change in ({}, {"scale": 5.0}, {"scale": -2.0}, {"signs": [-1.0]}, {"scale": 1.0}):
+        vars(model).update(change)
+        fresh = MixedLoss(model, EPS, subset=None, alpha=1.0)(x, y, return_parts=True)
+        torch.testing.assert_close(loss_fn(x, y).detach(), fresh.loss.detach())
+        torch.testing.assert_close(step(x, y)["bound_loss"], fresh.bound_loss)
+    assert len(loss_fn._cache._programs) == 5
+
+
+def change_often(model: Scaled, call: Callable[[], object]) -> None:
+    for index in range(17):
+        model.scale = float(index)
+        call()
+
+
+def test_a_number_that_changes_all_the_time_is_named():
+    x, y = batch()
+    model = Scaled()
+    loss_fn = MixedLoss(model, EPS, subset=None)
+    with pytest.warns(UserWarning, match=r"compiled 16 times.*\(scale\)"):
+        change_often(model, lambda: loss_fn(x, y))
+    assert len(loss_fn._cache._programs) == 1
 
 
 def test_alpha_and_eps_change_in_place():
