@@ -163,6 +163,7 @@ def bound(
         >>> bool((bounds.lower <= model(torch.zeros(1, 2))).all())
         True
     """
+    _require_module(model)
     rounding, target = options.get("rounding", "nearest"), options.get("target", "real")
     CompileOptions(method, spec, rounding=rounding, target=target)
     programs: dict[Any, BoundProgram] = {}
@@ -310,6 +311,11 @@ def _in_forward_order(
     return {name: named[name] for name in (*known, *(n for n in named if n not in order))}
 
 
+def _require_module(model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise ConfigError(f"model must be an nn.Module, got {type(model).__name__}")
+
+
 def _capture(
     model: nn.Module,
     regions: Sequence[Region | Tensor],
@@ -318,8 +324,7 @@ def _capture(
     *,
     fixed_inputs: bool = False,
 ) -> Capture:
-    if not isinstance(model, nn.Module):
-        raise ConfigError(f"model must be an nn.Module, got {type(model).__name__}")
+    _require_module(model)
     if not regions and not named:
         raise RegionError("no region given: pass one Box, LinfBall or tensor per model input")
     plain = all(isinstance(region, Tensor) for region in (*regions, *named.values()))

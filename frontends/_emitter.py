@@ -165,7 +165,9 @@ def _tidy(program: Program, constants: Mapping[str, Tensor]) -> tuple[Program, d
             name=_hint(node.op, node.attrs),
             span=node.span,
         )
-    return builder.build(map(use, program.outputs)), kept
+    # Now: an output that is a parameter is declared by its use.
+    outputs = tuple(map(use, program.outputs))
+    return builder.build(outputs), kept
 
 
 def _hint(op: str, attrs: Mapping[str, Any]) -> str | None:

@@ -15,7 +15,7 @@ from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._emitter import Emitter
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import Dim
-from boundgraph.ops._dtypes import from_torch
+from boundgraph.ops._dtypes import from_torch, to_torch
 from boundgraph.ops.constant import EncodingError, encode
 from boundgraph.source import SourceSpan
 
@@ -173,3 +173,15 @@ def _devices_to_meta(value: Any) -> Any:
 def without_data(tensor: Tensor) -> Tensor:
     """A meta tensor of the same shape, strides and dtype."""
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+
+# Meta kernels let these through with mixed dtypes, and the kernels that compute do not.
+_CONVOLUTIONS = tuple(f"conv{kind}{dims}d" for kind in ("", "_transpose") for dims in (1, 2, 3))
+_NORMALIZATIONS = ("layer_norm", "group_norm", "batch_norm")
+_ONE_DTYPE = frozenset(("linear", "matmul", "mm", "addmm", *_CONVOLUTIONS, *_NORMALIZATIONS))
+
+
+def mixed_dtypes(name: str, operands: Sequence[Value]) -> bool:
+    """Whether a call that does not promote dtypes has operands of several."""
+    floats = {v.type.dtype for v in operands if to_torch(v.type.dtype).is_floating_point}
+    return len(floats) > 1 and name.rpartition(".")[2] in _ONE_DTYPE

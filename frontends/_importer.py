@@ -258,6 +258,16 @@ class Importer:
     ) -> None:
         """Emit the ops of a call that gives tensors; `target` is the operand it writes into."""
         name, span = targets.display_name(key), self.emitter.span
+        operands = nests.values_in((args, kwargs))
+        if generic.mixed_dtypes(name, operands):
+            types = ", ".join(str(value.type) for value in operands)
+            raise NotImported(
+                Diagnostic(
+                    f"`{name}` does not accept operands {types}: their dtypes differ",
+                    span,
+                    "give the regions the dtype of the model, e.g. LinfBall(x.float(), ...)",
+                )
+            )
         if name == "squeeze" and self.dynamic and python.drops_batch(args, kwargs):
             raise NotDynamic("`squeeze` drops the batch dimension of a batch of one")
         kwargs = {k: v for k, v in kwargs.items() if k != "out"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from boundgraph.frontends._nests import tensors_in
 from boundgraph.frontends._writes import storage
+
+# Loggers of failures that a capture expects.
+_EXPECTED = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes")
 
 
 class Generators:
@@ -51,6 +55,26 @@ def preserved(model: nn.Module) -> Iterator[Generators]:
         generators.restore()
         for module, attributes in before:
             _restore(module, attributes)
+
+
+@contextmanager
+def eager() -> Iterator[None]:
+    """What `torch.compile` made runs as plain Python; torch keeps its own failures to itself.
+
+    A compiled module can be traced neither as it is nor by `torch.export` on fake tensors,
+    which crashes. And torch logs failures, with tracebacks, that a capture expects and
+    reports in its own words.
+    """
+    logs = [logging.getLogger(name) for name in _EXPECTED]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        log.disabled = True
+    try:
+        with torch.compiler.set_stance("force_eager"):
+            yield
+    finally:
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def plain_attributes(model: nn.Module) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from boundgraph.errors import (
 from boundgraph.frontends import torch_export, torch_fx
 from boundgraph.frontends._generic import NotImported, without_data
 from boundgraph.frontends._importer import Importer
-from boundgraph.frontends._preserve import changed_attributes, plain_attributes, preserved
+from boundgraph.frontends._preserve import changed_attributes, eager, plain_attributes, preserved
 from boundgraph.frontends._python import SYMBOL, NotDynamic
 from boundgraph.frontends._user_ops import user_ops
 from boundgraph.frontends._wrapper import CallOf, call_of, input_names
@@ -120,7 +120,7 @@ def capture(
     reasons: list[Diagnostic] = []
     for name in FRONTENDS if frontend == "auto" else (frontend,):
         try:
-            with preserved(model) as generators, user_ops(model):
+            with eager(), preserved(model) as generators, user_ops(model):
                 _settle_momentum(model)
                 before = plain_attributes(model)
                 found = _capture_with(name, request, dynamic_batch)
@@ -175,6 +175,8 @@ def _checked(
         raise ConfigError(f"unknown frontend {frontend!r}; choose one of {known}")
     if not isinstance(model, nn.Module):
         raise ConfigError(f"the model must be an nn.Module, got {type(model).__name__}")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ConfigError("a ScriptModule has no Python code to capture; pass the nn.Module itself")
     given = (*inputs, *kwargs.values())
     for item in given:
         if not isinstance(item, Tensor):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -82,11 +83,11 @@ class _DataWrites(TorchFunctionMode):
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the logs of an export that is allowed to fail."""
+    """Without the logs, and the graphs on stderr, of an export that is allowed to fail."""
     logger = logging.getLogger("torch")
     disabled, logger.disabled = logger.disabled, True
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
