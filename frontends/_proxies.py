@@ -21,8 +21,13 @@ from torch.fx.proxy import Attribute
 from boundgraph.frontends._preserve import TouchedError
 
 UNKNOWN = object()
+# Batch sizes at which the calls of a model are tried, beside that of the example.
+BATCHES = (1, 2, 100_003)
+_MANY = BATCHES[-1]
 Sizes = tuple[int | tuple[int, ...], ...]
-_SLOTS = {"tracer", "node", "root", "attr", "_node", "_known", "_sizes"}
+_SLOTS = {"tracer", "node", "root", "attr", "_node", "_known", "_sizes", "_values"}
+# What they answer depends on the kind of a tensor alone.
+_QUESTIONS = (torch.is_floating_point, torch.is_complex, torch.is_tensor)
 _NUMBERS_OF_TENSORS = ("dtype", "ndim", "layout", "is_nested", "is_sparse", "is_quantized")
 
 
@@ -61,6 +66,12 @@ class Traced(fx.Proxy):
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
+
+    def __bool__(self) -> bool:
+        known = known_value(self)
+        if isinstance(known, bool) and self.node.target in _QUESTIONS:
+            return known
+        return super().__bool__()
 
     def __str__(self) -> str:
         raise TouchedError("the model turns a value that depends on its input into text")
@@ -109,7 +120,10 @@ class TracedShape(TracedAttribute):
             found = tuple(self[i] for i in range(*index.indices(len(self._sizes))))
             return torch.Size(found) if all(type(size) is int for size in found) else found
         size = self._sizes[index] if isinstance(index, int) else None
-        return size if isinstance(size, int) else super().__getitem__(index)  # type: ignore[misc]
+        if isinstance(size, int):
+            return size
+        found = super().__getitem__(index)  # type: ignore[misc]
+        return found if size is None else TracedSize(found, size)
 
     def __iter__(self) -> Iterator[Any]:
         return iter([self[i] for i in range(len(self._sizes))])
@@ -137,6 +151,35 @@ class TracedShape(TracedAttribute):
         return not equal if isinstance(equal, bool) else super().__ne__(other)
 
     __hash__ = TracedAttribute.__hash__
+
+
+class TracedSize(Traced):
+    """A size that depends on the batch.
+
+    Args:
+        found: the proxy of it.
+        values: what it is for each batch size tried, the last of which are 1, 2 and a large one.
+    """
+
+    def __init__(self, found: fx.Proxy, values: tuple[int, ...]) -> None:
+        super().__init__(found.node, found.tracer)
+        object.__setattr__(self, "_values", values)
+
+    def __eq__(self, other: Any) -> Any:
+        """False where no batch size gives that number: 2·b is never 1."""
+        if type(other) is int and other not in self._values:
+            at_one, at_two, at_many = self._values[-3:]
+            step = at_two - at_one
+            linear = step > 0 and at_many == at_one + step * (_MANY - 1)
+            if linear and (other < at_one or (other - at_one) % step):
+                return False
+        return super().__eq__(other)  # type: ignore[misc]
+
+    def __ne__(self, other: Any) -> Any:
+        equal = self == other
+        return True if equal is False else super().__ne__(other)  # type: ignore[misc]
+
+    __hash__ = Traced.__hash__
 
 
 def _shape(proxy: Traced) -> Any:

@@ -102,7 +102,9 @@ def dotted(key: Hashable, *, functional: bool) -> str:
     Raises:
         EncodingError: when no torch function of that name is this one.
     """
-    if not functional and base_name(key).endswith("_") and not base_name(key).endswith("__"):
+    # `operator.or_` is no write; its name avoids a word of Python.
+    written = base_name(key).endswith("_") and not base_name(key).endswith("__")
+    if not functional and written and getattr(operator, base_name(key), None) is not key:
         raise EncodingError(f"`{base_name(key)}` changes its operand")
     for candidate in _counterparts(key) if functional else (key,):
         for name in _names(candidate):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -17,13 +17,11 @@ from boundgraph.frontends import _targets as targets
 from boundgraph.frontends._generic import to_meta, without_data
 from boundgraph.frontends._guarded import guarded
 from boundgraph.frontends._preserve import TouchedError, Untouched
-from boundgraph.frontends._proxies import UNKNOWN, Sizes, Traced, TracedParameter
+from boundgraph.frontends._proxies import BATCHES, UNKNOWN, Sizes, Traced, TracedParameter
 from boundgraph.frontends._wrapper import CallOf, strip
 from boundgraph.source import is_library
 
 _BatchNorm = nn.modules.batchnorm._BatchNorm
-# Batch sizes at which a size must be the same to count as a number, beside the example's.
-_BATCHES = (1, 2, 100_003)
 # Functions of torch in Python that consist of calls which have lowerings.
 _OPENED = (F.multi_head_attention_forward,)
 
@@ -99,9 +97,13 @@ class _Tracer(fx.Tracer):
         self._paths: dict[int, str] = {}
         self._attributes: dict[str, Tensor] = {}
         self._runs = [
-            _ShadowRun(examples, batched, size, self._attributes)
-            for size in (None, *(_BATCHES if any(batched) else ()))
+            _ShadowRun(examples, batched, size, self._attribute)
+            for size in (None, *(BATCHES if any(batched) else ()))
         ]
+
+    def _attribute(self, path: str) -> Tensor | None:
+        """A parameter or buffer, or a constant that tracing has put on the root itself."""
+        return self._attributes.get(path, getattr(self.root, path, None))
 
     def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
         named = (*root.named_parameters(), *root.named_buffers())
@@ -173,7 +175,7 @@ class _ShadowRun:
     Args:
         examples, batched: as for `trace`.
         size: the batch size; None for that of the examples.
-        attributes: parameters and buffers without data, by path.
+        attribute: the tensor at a path, None if there is none.
     """
 
     def __init__(
@@ -181,7 +183,7 @@ class _ShadowRun:
         examples: Sequence[Tensor],
         batched: Sequence[bool],
         size: int | None,
-        attributes: Mapping[str, Tensor],
+        attribute: Callable[[str], Tensor | None],
     ) -> None:
         self._inputs = iter(
             without_data(item)
@@ -189,7 +191,7 @@ class _ShadowRun:
             else torch.empty((size, *item.shape[1:]), dtype=item.dtype, device="meta")
             for item, dynamic in zip(examples, batched, strict=True)
         )
-        self._attributes = attributes
+        self._find = attribute
         self._own: dict[str, Any] = {}
         self._values: dict[fx.Node, Any] = {}
         self._last: fx.Node | None = None
@@ -226,8 +228,7 @@ class _ShadowRun:
     def _attribute(self, path: str) -> Any:
         """A copy for each run: a call may change its shape."""
         if path not in self._own:
-            # Constants that the tracer found by itself are on its root.
-            known = self._attributes.get(path)
+            known = self._find(path)
             self._own[path] = UNKNOWN if known is None else without_data(known)
         return self._own[path]
 

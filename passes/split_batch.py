@@ -202,10 +202,14 @@ class _Run:
     def _like(self, node: Node, rank: int, trailing: int) -> tuple[list[Value], Groups] | None:
         """All operands split alike; dimensions of size 1 split into ones."""
         known = [self.groups[str(v)] for v in node.inputs if str(v) in self.groups]
-        groups = known[0]
-        same = [other[: rank - trailing] == groups[: rank - trailing] for other in known]
-        if len(groups) != rank or not all(same) or any(len(g) != rank for g in known):
+        if any(len(groups) != rank for groups in known):
             return None
+        groups = known[0]
+        lead = rank - trailing
+        if not all(all(map(_fits, groups[:lead], other[:lead])) for other in known):
+            return None
+        sizes = zip(groups[:lead], node.result.type.shape, strict=False)
+        groups = (*(g if len(g) > 1 else (size,) for g, size in sizes), *groups[lead:])
         inputs = []
         for value in node.inputs:
             new, shape = self.done[str(value)], value.type.shape
@@ -293,6 +297,12 @@ class _Run:
             mapped = tuple(_start(groups, dim) for dim in dims)
             attrs[key] = mapped if isinstance(given, tuple) else mapped[0]
         return attrs
+
+
+def _fits(first: Shape, second: Shape) -> bool:
+    """Whether two dimensions are split alike, or neither is and they broadcast."""
+    plain = len(first) == len(second) == 1
+    return first == second or (plain and 1 in (first[0], second[0]))
 
 
 def _start(groups: Groups, dim: int) -> int:

@@ -42,6 +42,14 @@ def sum_over(value: Tensor, dims: tuple[int, ...]) -> Tensor:
     return value.sum(dims) if dims else value
 
 
+def times_constant(coeff: Tensor, constant: Tensor) -> Tensor:
+    """Coefficients times a constant that may be infinite, as what a mask hides is.
+
+    A coefficient of 0 gives 0, not NaN, and its gradient is finite.
+    """
+    return coeff * torch.where(coeff == 0.0, 0.0, constant)
+
+
 class LinearForm:
     """A lower bound `Σ coeff[r]·v + offset[r]` of row r, linear in a value v.
 

@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.linear_form import LinearForm, sum_over
+from boundgraph.domains.linear_form import LinearForm, sum_over, times_constant
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
+from boundgraph.ops._compose import plain
+from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._kinds import affine, transpose_rule
 from boundgraph.ops._spec import (
     EXACT,
@@ -110,7 +112,8 @@ def _linear_backward(sign: float) -> Any:
             return LinearForm(coeff, form.offset)
         other = 1.0 if operand == 1 else sign
         return LinearForm(
-            coeff, form.shifted(sum_over(form.coeff * constants[0], sample_dims) * other)
+            coeff,
+            form.shifted(sum_over(times_constant(form.coeff, constants[0]), sample_dims) * other),
         )
 
     return backward
@@ -286,7 +289,18 @@ def _is_number(value: Any) -> bool:
 
 def _binary(b: Lowering, op: str, left: Any, right: Any) -> Value:
     """Emit a broadcasting op; bounded operands are expanded to the result's shape first."""
+    if b.depends(left) or b.depends(right):
+        left, right = _numbers(b, left, right), _numbers(b, right, left)
     return b.emit(op, *b.broadcast(left, right))
+
+
+def _numbers(b: Lowering, value: Any, like: Any) -> Any:
+    """A mask beside numbers is 0 or 1."""
+    if not isinstance(value, Value) or value.type.dtype != "bool" or not like.type.is_float:
+        return value
+    if b.depends(value):
+        return b.emit("cast", value, dtype=like.type.dtype)
+    return plain(b, "Tensor.to", value, to_torch(like.type.dtype))
 
 
 def _add(b: Lowering, input: Any, other: Any, alpha: float = 1) -> Value:

@@ -8,40 +8,51 @@ import torch
 import torch.nn.functional as F
 
 from boundgraph.ir.program import Value
+from boundgraph.ops._compose import plain, use
 from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._spec import Lowering, lowers
 from boundgraph.ops.matmul import matmul
+from boundgraph.ops.selection import where
 
 aten = torch.ops.aten
 
 
-# Instead of −∞, whose product with a zero coefficient would be NaN: exp(−1e9) is 0, too.
-_NEVER = -1e9
-
-
-def _additive(b: Lowering, mask: Value, like: Value) -> Value:
-    """A mask as numbers to add, far below 0 where it hides."""
+def _hidden(b: Lowering, mask: Value) -> tuple[Value, Value | None]:
+    """Which scores a mask hides, and what it adds to the others, if anything."""
     if b.depends(mask):
-        return b.reject(
+        b.reject(
             "an attention mask that depends on the input has no bound rule",
             help="make the mask from sizes or constants",
         )
-    if mask.type.dtype != "bool":
-        return b.emit("call", mask, target="torch.clamp", args=("#0", _NEVER), kwargs=(), output=())
-    dtype = to_torch(like.type.dtype)
-    ends = [b.tensor(torch.tensor(end, dtype=dtype)) for end in (0.0, _NEVER)]
-    return b.emit(
-        "call", mask, *ends, target="torch.where", args=("#0", "#1", "#2"), kwargs=(), output=()
-    )
+    if mask.type.dtype == "bool":
+        return plain(b, "torch.logical_not", mask), None
+    hidden = plain(b, "torch.isneginf", mask)
+    nothing = b.tensor(torch.tensor(0.0, dtype=to_torch(mask.type.dtype)))
+    return hidden, plain(b, "torch.where", hidden, nothing, mask)
 
 
-def _causal(b: Lowering, query: Value, key: Value) -> Value:
+def _later(b: Lowering, query: Value, key: Value) -> Value:
     rows, columns = b.shape(query)[-2], b.shape(key)[-2]
     if not (isinstance(rows, int) and isinstance(columns, int)):
         return b.reject("causal attention over a dynamic length has no bound rule")
     with torch.device("cpu"):
-        mask = torch.full((rows, columns), _NEVER, dtype=to_torch(query.type.dtype)).triu(1)
-    return b.tensor(mask)
+        return b.tensor(torch.ones(rows, columns, dtype=torch.bool).triu(1))
+
+
+def _weights(b: Lowering, scores: Value, mask: Value | None, later: Value | None) -> Value:
+    """The softmax of scores; hidden ones are −∞, and a row of nothing else has weights of 0."""
+    last = len(b.shape(scores)) - 1
+    if later is not None:
+        scores = where(b, later, -math.inf, scores)
+    if mask is None:
+        return b.emit("softmax", scores, dim=last)
+    hidden, extra = _hidden(b, mask)
+    if extra is not None:
+        scores = use(b, torch.add, scores, extra)
+    nothing = plain(b, "torch.all", hidden, -1, True)
+    some = plain(b, "torch.logical_and", hidden, plain(b, "torch.logical_not", nothing))
+    weights = b.emit("softmax", where(b, some, -math.inf, scores), dim=last)
+    return where(b, nothing, 0.0, weights)
 
 
 @lowers(F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
@@ -60,7 +71,11 @@ def _(
     if dropout_p:
         return b.reject("dropout in attention draws random numbers", help="call model.eval()")
     if enable_gqa:
-        return b.reject("enable_gqa has no bound rule", help="repeat the heads of key and value")
+        heads = b.shape(query)[-3]
+        key, value = (
+            use(b, torch.repeat_interleave, x, heads // b.shape(x)[-3], dim=-3)  # type: ignore[operator]
+            for x in (key, value)
+        )
     width = b.shape(query)[-1]
     assert isinstance(width, int)
     factor = 1.0 / math.sqrt(width) if scale is None else float(scale)
@@ -70,9 +85,6 @@ def _(
     part = math.sqrt(abs(factor))
     left = b.emit("mul_scalar", query, other=math.copysign(part, factor))
     scores = matmul(b, left, b.emit("mul_scalar", turned, other=part))
-    mask = _causal(b, query, key) if is_causal else attn_mask
-    if mask is not None:
-        extra = mask if is_causal else _additive(b, mask, query)
-        scores = b.emit("add", *b.broadcast(scores, extra))
-    weights = b.emit("softmax", scores, dim=len(b.shape(scores)) - 1)
+    later = _later(b, query, key) if is_causal else None
+    weights = _weights(b, scores, attn_mask, later)
     return matmul(b, weights, value)

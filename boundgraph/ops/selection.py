@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval, as_interval, meet
-from boundgraph.domains.linear_form import LinearForm
+from boundgraph.domains.linear_form import LinearForm, sum_over, times_constant
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
 from boundgraph.ops._spec import (
@@ -194,7 +194,7 @@ def _where_backward(
     # 0 where the mask leaves the constant out, so that no infinity there is multiplied by 0.
     constant = constants[0]
     picked = torch.where(mask, 0.0, constant) if operand == 1 else torch.where(mask, constant, 0.0)
-    return LinearForm(ours, form.shifted((other * picked).sum(sample_dims)))
+    return LinearForm(ours, form.shifted(sum_over(times_constant(other, picked), sample_dims)))
 
 
 def _where_batch(batch_dims: Any, shapes: Any, out: Any) -> int | None:

@@ -1,7 +1,8 @@
-"""softmax and log_softmax."""
+"""softmax, log_softmax and logsumexp."""
 
 from __future__ import annotations
 
+import math
 import random
 from typing import Any
 
@@ -10,9 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.linear_form import LinearForm, sum_over
 from boundgraph.domains.rounding import Outward, Precision, above, below
 from boundgraph.ir.program import Value
+from boundgraph.ops._dtypes import from_torch
 from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lowers, register
+from boundgraph.relaxations.exponentials import log_sum_exp, softmax_planes
 
 aten = torch.ops.aten
 
@@ -64,7 +68,9 @@ def _sound_log_odds(
     """
     odds = _log_odds(own, others, dim)
     error = odds.abs() * (8.0 * p.unit) + (16.0 * terms + 4096.0) * p.unit
-    return below(odds, error, p) if direction < 0 else above(odds, error, p)
+    moved = below(odds, error, p) if direction < 0 else above(odds, error, p)
+    # What a mask hides is −∞ exactly.
+    return torch.where(own == -torch.inf, own, moved)
 
 
 def _softmax_sound(x: Outward, *, dim: int, terms: int, precision: Precision) -> Outward:
@@ -92,6 +98,67 @@ def _log_softmax_sound(x: Outward, *, dim: int, terms: int, precision: Precision
     )
 
 
+def _softmax_backward(
+    form: LinearForm,
+    pre: Interval,
+    *,
+    operand: int,
+    carry: bool,
+    sample_dims: tuple[int, ...],
+    dim: int,
+    **_: Any,
+) -> LinearForm:
+    """The planes of `softmax_planes`, for coefficients less a number that is returned at the end.
+
+    Entries sum to 1, so `Σ C_i·y_i = κ + Σ (C_i − κ)·y_i` for any κ. The mean of the coefficients
+    by the softmax at the centre makes what is left small, and 0 where they are all alike.
+    """
+    along = dim + 1
+    planes = softmax_planes(
+        pre, _softmax_interval(pre, dim=dim), _log_softmax_interval(pre, dim=dim), dim
+    )
+    sums = planes.sums
+    shift = (form.coeff * sums.below.slope).sum(along, keepdim=True)
+    left = form.coeff - shift
+    positive, negative = torch.relu(left), -torch.relu(-left)
+    lower, upper = positive * planes.low_factor, negative * planes.high_factor
+    coeff = lower + upper
+    # A lower bound subtracts an upper one of log Σ exp.
+    coeff = coeff - lower.sum(along, keepdim=True) * sums.above.slope
+    coeff = coeff - upper.sum(along, keepdim=True) * sums.below.slope
+    if not carry:
+        return LinearForm(coeff)
+    term = positive * planes.low + negative * planes.high - coeff * sums.point
+    return LinearForm(
+        coeff, form.shifted(sum_over(term, sample_dims) + sum_over(shift, sample_dims))
+    )
+
+
+def _log_softmax_backward(
+    form: LinearForm,
+    pre: Interval,
+    *,
+    operand: int,
+    carry: bool,
+    sample_dims: tuple[int, ...],
+    dim: int,
+    **_: Any,
+) -> LinearForm:
+    """x_i − log Σ exp x: all entries share one log Σ exp, whose coefficient is minus their sum."""
+    along = dim + 1
+    sums = log_sum_exp(pre, (dim,))
+    total = form.coeff.sum(along, keepdim=True)
+    positive, negative = torch.relu(total), -torch.relu(-total)
+    coeff = form.coeff - positive * sums.above.slope - negative * sums.below.slope
+    if not carry:
+        return LinearForm(coeff)
+    whole = -(positive * sums.above.value + negative * sums.below.value)
+    term = (form.coeff - coeff) * sums.point
+    return LinearForm(
+        coeff, form.shifted(sum_over(term, sample_dims) + sum_over(whole, sample_dims))
+    )
+
+
 def _sample(rng: random.Random) -> OpCase:
     shape = tuple(rng.randint(1, 5) for _ in range(rng.randint(1, 3)))
     return OpCase((shape,), {"dim": rng.randrange(len(shape))}, low=-6.0, high=6.0)
@@ -112,8 +179,9 @@ register(
         # e^s carries |s| ulps, and it is 0 below s = −745.
         rounding=Rounding(ulps=1024, terms=lambda x, *, dim: x.shape[dim] + 8),
         sound=_softmax_sound,
+        backward=_softmax_backward,
         sample=_sample,
-        summary="exact interval of each coordinate",
+        summary="exact interval of each coordinate; linear bounds know that they sum to 1",
     )
 )
 
@@ -144,16 +212,106 @@ register(
         magnitude=_log_magnitude,
         sound=_log_softmax_sound,
         rounding=Rounding(ulps=8, terms=lambda x, *, dim: x.shape[dim] + 8),
+        backward=_log_softmax_backward,
         sample=_sample,
         summary="exact interval of each coordinate",
     )
 )
 
 
+def _sum_exp(x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
+    return torch.logsumexp(x, dims, keepdim)
+
+
+def _sum_exp_interval(x: Interval, **attrs: Any) -> Interval:
+    return Interval(_sum_exp(x.lower, **attrs), _sum_exp(x.upper, **attrs))
+
+
+def _sum_exp_backward(
+    form: LinearForm,
+    pre: Interval,
+    *,
+    operand: int,
+    carry: bool,
+    sample_dims: tuple[int, ...],
+    dims: tuple[int, ...],
+    keepdim: bool,
+    **_: Any,
+) -> LinearForm:
+    """A positive coefficient takes the plane below, a negative one that above."""
+    sums = log_sum_exp(pre, dims)
+    wide = form.coeff
+    if not keepdim:
+        for dim in sorted(dims):
+            wide = wide.unsqueeze(dim + 1)
+    positive, negative = torch.relu(wide), -torch.relu(-wide)
+    coeff = positive * sums.below.slope + negative * sums.above.slope
+    if not carry:
+        return LinearForm(coeff)
+    value = positive * sums.below.value + negative * sums.above.value
+    at = tuple(dim + 1 for dim in dims)
+    term = value - (coeff * sums.point).sum(at, keepdim=True)
+    term = term if keepdim else term.squeeze(at)
+    return LinearForm(coeff, form.shifted(sum_over(term, sample_dims)))
+
+
+def _sum_exp_batch(batch_dims: Any, *_: Any, dims: Any, keepdim: bool, **__: Any) -> int | None:
+    batch = batch_dims[0]
+    if batch is None or batch in dims:
+        return None
+    return batch if keepdim else batch - sum(dim < batch for dim in dims)
+
+
+def _sample_sum_exp(rng: random.Random) -> OpCase:
+    shape = tuple(rng.randint(1, 4) for _ in range(rng.randint(1, 3)))
+    dims = tuple(sorted(rng.sample(range(len(shape)), rng.randint(1, len(shape)))))
+    return OpCase((shape,), {"dims": dims, "keepdim": rng.random() < 0.5}, low=-6.0, high=6.0)
+
+
+register(
+    OpSpec(
+        "logsumexp",
+        Kind.COMPOSITE,
+        _sum_exp,
+        interval=lambda x, **attrs: Interval(
+            _sum_exp(x.lower, **attrs), _sum_exp(x.upper, **attrs)
+        ),
+        boundable=(0,),
+        batch=_sum_exp_batch,
+        # Beside the largest entry, the logarithm of at most n.
+        magnitude=lambda x, *, dims, keepdim: x.abs().amax(dims, keepdim) + 1.0,
+        rounding=Rounding(
+            ulps=8, terms=lambda x, *, dims, keepdim: math.prod(x.shape[d] for d in dims) + 8
+        ),
+        backward=_sum_exp_backward,
+        sample=_sample_sum_exp,
+        summary="log Σ exp over dimensions",
+    )
+)
+
+
+@lowers(torch.logsumexp, "Tensor.logsumexp", aten.logsumexp.default)
+def _(b: Lowering, input: Value, dim: Any, keepdim: bool = False) -> Value:
+    dims = dim if isinstance(dim, tuple | list) else (dim,)
+    dims = tuple(sorted(b.dim(input, d) for d in dims)) or tuple(range(len(b.shape(input))))
+    return b.emit("logsumexp", input, dims=dims, keepdim=keepdim)
+
+
 def _lower(op: str) -> Any:
-    def lower(b: Lowering, input: Value, dim: Any = None, *args: Any, **kwargs: Any) -> Value:
-        if kwargs.get("dtype") is not None or any(isinstance(a, torch.dtype) for a in args):
-            return b.reject(f"{op} with dtype= has no bound rule")
+    def lower(
+        b: Lowering,
+        input: Value,
+        dim: Any = None,
+        _stacklevel: Any = 3,
+        dtype: torch.dtype | None = None,
+    ) -> Value:
+        # aten has the dtype behind the dimension, torch.nn.functional one further.
+        target = _stacklevel if isinstance(_stacklevel, torch.dtype) else dtype
+        if target is not None:
+            if not (target.is_floating_point and input.type.is_float):
+                return b.reject(f"{op} of {input.type.dtype} has no bound rule")
+            if from_torch(target) != input.type.dtype:
+                input = b.emit("cast", input, dtype=from_torch(target))
         if dim is None:
             return b.reject(f"{op} without dim= depends on the rank", help="pass dim explicitly")
         return b.emit(op, input, dim=b.dim(input, dim))

@@ -31,10 +31,14 @@ def gamma(terms: int, dtype: torch.dtype) -> float:
 
 
 def largest(value: Interval | Tensor) -> Tensor:
-    """Largest absolute value in an interval, element by element."""
+    """Largest absolute value in an interval, element by element.
+
+    What is −∞ exactly, as a mask makes it, is rounded by nothing and counts as 0.
+    """
     if isinstance(value, Interval):
-        return torch.maximum(value.lower.abs(), value.upper.abs())
-    return value.abs()
+        size = torch.maximum(value.lower.abs(), value.upper.abs())
+        return torch.where(value.upper == -math.inf, 0.0, size)
+    return torch.where(value == -math.inf, 0.0, value.abs())
 
 
 def allowance(

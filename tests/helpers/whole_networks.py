@@ -81,6 +81,41 @@ class Pair(nn.Module):
         return self.decoder(x[:, 1:], x, tgt_mask=mask, tgt_is_causal=True)
 
 
+class Masked(nn.Module):
+    """An encoder with a mask of what comes later and one of what is padding."""
+
+    def __init__(self, norm_first: bool) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, norm_first=norm_first)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        later = torch.triu(torch.ones(length, length, dtype=torch.bool), 1)
+        padding = torch.zeros(x.shape[0], length, dtype=torch.bool) | (torch.arange(length) == 3)
+        return self.encoder(x, mask=later, src_key_padding_mask=padding)
+
+
+class Hidden(nn.Module):
+    """Attention whose hidden scores are −∞: by hand, and by a layer that returns its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(8, 8), nn.Linear(8, 8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        length = x.shape[1]
+        scores = self.q(x) @ self.k(x).transpose(-2, -1)
+        later = torch.triu(torch.ones(length, length, dtype=torch.bool), 1)
+        x = scores.masked_fill(later, float("-inf")).softmax(-1) @ x
+        mask = torch.triu(torch.full((length, length), float("-inf"), dtype=x.dtype), 1)
+        padding = torch.zeros(x.shape[0], length, dtype=torch.bool) | (torch.arange(length) == 3)
+        padding = torch.zeros_like(padding, dtype=x.dtype).masked_fill_(padding, float("-inf"))
+        found, _ = self.attention(x, x, x, attn_mask=mask, key_padding_mask=padding)
+        return found
+
+
 class Mixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -184,6 +219,8 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "encoder, norm last": (lambda: encoder(False), (4, 8)),
     "encoder, norm first": (lambda: encoder(True, "gelu"), (4, 8)),
     "transformer decoder": (Pair, (4, 8)),
+    "encoder, masked": (lambda: Masked(True), (4, 8)),
+    "hidden scores": (Hidden, (4, 8)),
     "mixer": (Mixer, (2, 4, 4)),
     "u-net": (UNet, (1, 4, 4)),
     "lstm": (lambda: Recurrent(nn.LSTM, batch_first=True), (3, 3)),
