@@ -132,7 +132,8 @@ def _forward(
     layer: Layer,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Coefficients on the layer's operand, offsets, λ and (u − l)/2 of the chord."""
-    share, width = _chord(lower, upper)
+    # In the order that the fake operator promises; convolutions may give channels last.
+    share, width = _chord(lower.contiguous(), upper.contiguous())
     lines = _Lines.of(share, width)
     columns = lines.offset.flatten(1).unsqueeze(2)
     found, terms = [], []
