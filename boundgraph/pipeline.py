@@ -47,10 +47,9 @@ def pipeline(
         steps.append(SplitBatch())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
-        copies = CleanStatistics(keep=options.keep_clean, always=options.masked)
-        steps += [copies, AbsorbBias()]
+        steps += [CleanStatistics(keep=options.keep_clean), AbsorbBias()]
     normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
-    others = options.training and options.keep_clean and (normalizes or options.masked)
+    others = options.training and options.keep_clean and normalizes
     if isinstance(options.spec, Margin):
         steps.append(AttachMargin(options.spec.classes, others=others))
         if isinstance(options.spec, OtherMargins):
@@ -65,13 +64,19 @@ def pipeline(
             )
         )
     # Merged weights are rounded, so a sound program keeps the layers apart.
-    merges: list[Pass] = [] if options.sound else [FoldBatchNorm(), FoldAffine()]
+    merges: list[Pass] = []
+    if not options.sound:
+        # On a GPU a layer shares its product with the clean batch (training/_shared_products.py).
+        shares = options.training and options.tune_for == "cuda"
+        merges = [FoldBatchNorm(statistics=not shares), FoldAffine()]
     executed = options.target == "executed"
     # The network computes its logits one by one, before anything subtracts them.
     steps += [*merges, *([] if executed else [FoldSpec()]), DeadCode()]
     steps += _relaxation(bounded, options)
     if options.tune_for == "cuda" and not options.sound:
-        steps.append(PairProducts())
+        # A training step shares the centre's product with the clean batch instead.
+        if not options.training:
+            steps.append(PairProducts())
         if options.lower_only:
             steps += [MarginProduct(), ReluRows()]
     elif options.training and options.lower_only and not options.sound:

@@ -13,6 +13,7 @@ from boundgraph.passes.manager import Effect, Pass
 
 # Up to this many classes the C·C difference rows are formed once for the whole batch.
 PAIRWISE_CLASSES = 32
+_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 
 
 def _alone(ctx: RewriteContext, value: Value, op: str) -> Node | None:
@@ -109,9 +110,12 @@ class FoldBatchNorm(Pass):
     Args:
         widest: inputs of a linear layer up to which statistics of a batch are merged: scaling
             a wider matrix, anew in each step, moves more memory than scaling its outputs.
+        statistics: whether statistics of a batch are merged at all. Left out, the layer keeps
+            its weight and can share a product with the clean batch.
     """
 
     widest: int = 1024
+    statistics: bool = True
 
     name: ClassVar[str] = "fold-batchnorm"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -137,7 +141,9 @@ class FoldBatchNorm(Pass):
         )
 
     def _merges(self, layer: Node, mean: Value) -> bool:
-        if layer.op in ("conv1d", "conv2d", "conv3d"):
+        if not (mean.param or self.statistics):
+            return False
+        if layer.op in _CONVOLUTIONS:
             return True
         if layer.op != "linear" or len(layer.result.type.shape) != 2:
             return False
@@ -148,7 +154,8 @@ class FoldBatchNorm(Pass):
         """One product and one sum for each element: torch's own has no gradient for statistics."""
         x, mean, _, *scale = node.inputs
         factor = _channel_factor(node, ctx)
-        offset = _channel_offset(mean, factor, scale, ctx)
+        x, shift = self._without_bias(x, mean, ctx)
+        offset = _channel_offset(shift, factor, scale, ctx)
         shape = (*mean.type.shape, *(1,) * (len(x.type.shape) - 2))
         if len(shape) > 1:
             wide = TensorType(mean.type.dtype, shape)
@@ -158,6 +165,16 @@ class FoldBatchNorm(Pass):
             )
         scaled = ctx.add("mul", (x, factor), node.result.type, name="scaled")
         return ctx.add("add", (scaled, offset), node.result.type)
+
+    def _without_bias(self, x: Value, mean: Value, ctx: RewriteContext) -> tuple[Value, Value]:
+        """The layer without its bias, and the mean less the bias: one addition per channel."""
+        layer = ctx.producer(x)
+        if layer is None or ctx.users(x) != 1 or len(layer.inputs) < 3:
+            return x, mean
+        if layer.op not in (*_CONVOLUTIONS, "linear"):
+            return x, mean
+        bare = ctx.add(layer.op, layer.inputs[:2], x.type, dict(layer.attrs), name=x.name)
+        return bare, ctx.add("sub", (mean, layer.inputs[2]), mean.type, name="shift")
 
 
 def _channel_factor(node: Node, ctx: RewriteContext) -> Value:

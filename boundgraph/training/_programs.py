@@ -14,14 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
 from boundgraph.domains.specs import CrossEntropy, Margin, OtherMargins
-from boundgraph.errors import ConfigError, SpecError
+from boundgraph.errors import SpecError
 from boundgraph.fingerprint import changed, fingerprint
 from boundgraph.ops._whole import copy_over, tensor_at, tensor_names
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import normalizations, replaceable
-from boundgraph.training._dropout import Mask, Masked, draw_masks, drops
 
-_Made = tuple[BoundProgram, tuple[_BatchNorm, ...] | None, tuple[Mask, ...]]
 # Programs of one loss; more mean that something changes all the time.
 _MOST = 16
 
@@ -76,15 +74,13 @@ class ProgramCache:
         classes: number of classes of the model it belongs to.
         normalizations: the modules whose statistics it returns beside the clean logits; None
             where it returns bounds only.
-        masks: what its inputs behind the first are.
     """
 
     def __init__(self) -> None:
         self.active: BoundProgram | None = None
         self.classes = 0
         self.normalizations: tuple[_BatchNorm, ...] | None = None
-        self.masks: tuple[Mask, ...] = ()
-        self._programs: dict[Hashable, tuple[int, _Made]] = {}
+        self._programs: dict[Hashable, tuple[BoundProgram, int, tuple[_BatchNorm, ...] | None]] = {}
         # Keeps every part of a key alive, so that no id in a key is ever reused.
         self._alive: list[object] = []
         self._key: Hashable = None
@@ -122,11 +118,11 @@ class ProgramCache:
             self._settle(state)
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            made = _compiled(model, example, method, classes, tune_for, fused, tracks)
-            self._programs[key] = (classes, made)
+            program, found = _compiled(model, example, method, classes, tune_for, fused, tracks)
+            self._programs[key] = (program, classes, found)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key, self._state = key, state
-        self.classes, (self.active, self.normalizations, self.masks) = self._programs[key]
+        self.active, self.classes, self.normalizations = self._programs[key]
 
     def _settle(self, state: tuple[Any, ...]) -> None:
         """Forget old programs where a model changes on and on, and say what changes."""
@@ -151,29 +147,15 @@ def _compiled(
     tune_for: str | None,
     fused: bool,
     tracks: bool,
-) -> _Made:
+) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
     """A program for training, with clean outputs where they can replace a pass of the model."""
     # Each margin is a row that a backward method carries; intervals have all of them at once.
     rows = OtherMargins if method in ("crown-ibp", "crown") else Margin
 
-    source: nn.Module = model
-    masks: tuple[Mask, ...] = ()
-    if drops(model):
-        masked = Masked(model)
-        source, masks = masked, masked.calls(example)
-        if fused or tracks or not replaceable(model):
-            raise ConfigError(
-                "dropout in training mode shares its masks between the clean pass and the bounds, "
-                "which cannot be combined with fused=True, beta=, hooks, parametrizations or "
-                "buffers of the model's own; put the dropout layers into evaluation mode"
-            )
-
     def make(keep_clean: bool) -> BoundProgram:
         return compile(
-            source,
+            model,
             Box(example, example),
-            *draw_masks(masks, example),
-            masked=bool(masks),
             method=method,
             spec=(CrossEntropy if fused else rows)(classes),
             training=True,
@@ -183,18 +165,11 @@ def _compiled(
             tune_for=tune_for,
         )
 
-    if masks:
-        program = make(keep_clean=True)
-        normalizes = any(node.op == "batch_mean" for node in program.ir.nodes)
-        found = normalizations(program.ir, source) if normalizes else ()
-        if found is None:
-            raise ConfigError("a normalisation beside dropout is not a module of the model")
-        return program, found, masks
     if fused or tracks:
         # Its two outputs are the bounds; the clean logits take a pass of their own.
-        return make(keep_clean=False), None, ()
+        return make(keep_clean=False), None
     program = make(keep_clean=replaceable(model))
     if not program.needs_clean or len(program.ir.outputs) == 1:
-        return program, None, ()
+        return program, None
     found = normalizations(program.ir, model)
-    return (program, found, ()) if found is not None else (make(keep_clean=False), None, ())
+    return (program, found) if found is not None else (make(keep_clean=False), None)

@@ -9,6 +9,9 @@ import torch
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
+from boundgraph.training import _graph_nodes
+from boundgraph.training._graph_nodes import call, replace
+
 aten = torch.ops.aten
 
 
@@ -32,7 +35,7 @@ class TwoStageReductions(CustomGraphPass):
 
     def uuid(self) -> Any:
         """The pass and its options, for the cache of compiled graphs."""
-        return (self.name, self.least, get_hash_for_files((__file__,)))
+        return (self.name, self.least, get_hash_for_files((__file__, _graph_nodes.__file__)))
 
     def __call__(self, graph: fx.Graph) -> None:
         for node in list(graph.nodes):
@@ -64,9 +67,9 @@ class TwoStageReductions(CustomGraphPass):
         x: Any = node.args[0]
         keep = len(node.args) > 2 and bool(node.args[2])
         positions = list(range(2, x.meta["val"].dim()))
-        inner = _call(graph, aten.sum.dim_IntList, x, positions, keep)
-        outer = _call(graph, aten.sum.dim_IntList, inner, [0], keep)
-        _replace(graph, node, outer)
+        inner = call(graph, aten.sum.dim_IntList, x, positions, keep)
+        outer = call(graph, aten.sum.dim_IntList, inner, [0], keep)
+        replace(graph, node, outer)
 
     def _split_variance(self, graph: fx.Graph, node: fx.Node) -> None:
         readers = list(node.users)
@@ -77,28 +80,13 @@ class TwoStageReductions(CustomGraphPass):
         x: Any = node.args[0]
         positions = list(range(2, x.meta["val"].dim()))
         options: dict[str, Any] = {"correction": 0, "keepdim": True}
-        parts = _call(graph, aten.var_mean.correction, x, positions, **options)
-        variances, means = (_call(graph, operator.getitem, parts, i) for i in (0, 1))
-        mean = _call(graph, aten.mean.dim, means, [0], True)
-        within = _call(graph, aten.mean.dim, variances, [0], True)
-        apart = _call(graph, aten.sub.Tensor, means, mean)
-        between = _call(
-            graph, aten.mean.dim, _call(graph, aten.mul.Tensor, apart, apart), [0], True
-        )
-        variance = _call(graph, aten.add.Tensor, within, between)
+        parts = call(graph, aten.var_mean.correction, x, positions, **options)
+        variances, means = (call(graph, operator.getitem, parts, i) for i in (0, 1))
+        mean = call(graph, aten.mean.dim, means, [0], True)
+        within = call(graph, aten.mean.dim, variances, [0], True)
+        apart = call(graph, aten.sub.Tensor, means, mean)
+        between = call(graph, aten.mean.dim, call(graph, aten.mul.Tensor, apart, apart), [0], True)
+        variance = call(graph, aten.add.Tensor, within, between)
         for user in readers:
-            _replace(graph, user, mean if user.args[1] == 1 else variance)
+            replace(graph, user, mean if user.args[1] == 1 else variance)
         graph.erase_node(node)
-
-
-def _call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
-    """A new node with the value that the passes after this one read."""
-    node = graph.call_function(target, args, kwargs)
-    given, named = fx.node.map_arg((args, kwargs), lambda arg: arg.meta["val"])
-    node.meta["val"] = target(*given, **named)
-    return node
-
-
-def _replace(graph: fx.Graph, node: fx.Node, other: fx.Node) -> None:
-    node.replace_all_uses_with(other)
-    graph.erase_node(node)

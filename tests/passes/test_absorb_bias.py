@@ -73,7 +73,7 @@ def test_unmerged_normalisation_is_trained(
 ) -> None:
     """Statistics of a wide layer, or of no layer, have gradients: against finite differences."""
     x, y = torch.rand(6, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (6,))
-    monkeypatch.setattr(FoldBatchNorm.__init__, "__defaults__", (4,))
+    monkeypatch.setattr(FoldBatchNorm.__init__, "__defaults__", (4, True))
     model = make().double()
     _, grads = losses(copy.deepcopy(model), x, y)
     name, parameter = next(iter(model.named_parameters()))
