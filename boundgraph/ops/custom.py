@@ -309,6 +309,8 @@ def _add(made: Registration) -> Any:
 
 def _torch_targets(target: Any) -> tuple[Hashable, ...]:
     """What torch's own functions are called in captured graphs; nothing for other functions."""
+    if isinstance(target, nn.Module):
+        return ()
     overload = getattr(target, "_opoverload", target)
     if isinstance(overload, OpOverload):
         return (overload, overload.overloadpacket)

@@ -13,6 +13,7 @@ from boundgraph.domains.regions import Region, norm_of
 from boundgraph.errors import NonFiniteError, RegionError
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import Dim, IntervalType
+from boundgraph.ops._dtypes import from_torch
 
 
 def check_regions(
@@ -87,6 +88,12 @@ def _check_region(
         raise RegionError(
             f"input {value.name!r} has shape {list(shape)}, the program takes {value.type}"
             + (f" (with {sizes})" if sizes else "")
+        )
+    given = from_torch((region if isinstance(region, Tensor) else region.center).dtype)
+    if given != value.type.dtype:
+        raise RegionError(
+            f"input {value.name!r} is {given}, the program takes {value.type}; convert it, or "
+            "compile again"
         )
     if not isinstance(region, Tensor):
         return corners(region) if corners is not None else region.interval()

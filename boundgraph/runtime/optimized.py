@@ -131,11 +131,11 @@ class OptimizedProgram(BoundProgram):
             return self.run(inputs, labels)
         whole = [*flat, *([None] * len(self.info.slopes))]
         batch = batch_size(self.ir, dict(zip(map(str, self.ir.inputs), flat, strict=False)))
+        size = self.samples_within(max_memory, device_of(flat))
         with torch.no_grad():
             if not separable(self.ir, flat) or batch == 1:
                 parts = [self._search_rows(runner, whole, labels, *search)]
             else:
-                size = self.samples_within(max_memory, device_of(flat))
                 parts = []
                 for start in range(0, batch, size):
                     at = torch.arange(start, min(start + size, batch), device=device_of(flat))

@@ -25,10 +25,14 @@ _MOST = 16
 
 
 def inner_module(model: nn.Module) -> nn.Module:
-    """The user's module inside a DistributedDataParallel wrapper, or the model itself."""
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        return model.module  # type: ignore[no-any-return]
-    return model
+    """The user's module inside wrappers (DDP, DataParallel, `torch.compile`), or the model."""
+    while True:
+        if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        elif isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod  # type: ignore[assignment]
+        else:
+            return model
 
 
 def count_classes(model: nn.Module, x: Tensor) -> int:

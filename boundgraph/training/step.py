@@ -181,7 +181,8 @@ class Step:
         wrapped = inner_module(self.loss_fn.model) is not self.loss_fn.model
         reason = refusal(self.optimizer)
         if reason is None and wrapped:
-            reason = "the model is wrapped in DDP, whose gradient hooks need an ordinary backward"
+            wrapper = type(self.loss_fn.model).__name__
+            reason = f"the model is wrapped in {wrapper}, which needs an ordinary backward"
         if reason is None and not hasattr(torch._dynamo.config, "trace_autograd_ops"):
             reason = _NO_GRAD_TRACING
         if reason is None:

@@ -1,13 +1,14 @@
 """Models inside wrappers, models that are no modules, and failures that stay quiet."""
 
 import warnings
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import boundgraph as bg
-from boundgraph.errors import CaptureError, ConfigError
+from boundgraph.errors import CaptureError, ConfigError, MemoryBudgetError, RegionError
 
 
 def network() -> nn.Sequential:
@@ -60,6 +61,12 @@ def test_dtypes_that_differ_are_named_at_compilation() -> None:
         bg.bound(network())(bg.LinfBall(torch.rand(5, 4).double(), 0.1))
 
 
+def test_dtypes_that_differ_are_named_at_a_call() -> None:
+    program = bg.compile(network(), region())
+    with pytest.raises(RegionError, match=r"is f64, the program takes .*f32"):
+        program(bg.LinfBall(torch.rand(5, 4).double(), 0.1))
+
+
 class Constant(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -88,3 +95,23 @@ def test_a_capture_that_fails_prints_nothing(
         bg.bound(model)(region())
     out, err = capfd.readouterr()
     assert (out, err) == ("", "")
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_losses_bound_the_model_inside(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    model, x, y = network(), torch.rand(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    plain = bg.training.MixedLoss(model, eps=0.1)(x, y)
+    wrapped = bg.training.MixedLoss(wrap(model), eps=0.1)(x, y)
+    torch.testing.assert_close(wrapped, plain)
+
+
+def test_alpha_crown_of_one_sample_keeps_its_budget() -> None:
+    one = bg.LinfBall(torch.rand(1, 4), 0.1)
+    program = bg.compile(network(), one, method="alpha-crown", max_memory=10)
+    with pytest.raises(MemoryBudgetError):
+        program(one)
+
+
+def test_a_module_of_torch_can_be_frozen() -> None:
+    with bg.freeze(nn.Sequential(nn.Linear(2, 2))) as registration:
+        assert registration.name == "Sequential"
