@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,24 @@ def check_regions(
     return checked
 
 
+def check_dtypes(
+    expected: Sequence[Value], regions: Sequence[Region | Tensor], weights: Iterable[Tensor]
+) -> None:
+    """Raise RegionError where a region has neither the program's dtype nor that of all weights.
+
+    A model that was converted with everything in it runs in its new dtype.
+    """
+    converted = {from_torch(w.dtype) for w in weights if w.is_floating_point()}
+    for value, region in zip(expected, regions, strict=True):
+        tensor = region if isinstance(region, Tensor) else region.center
+        given = from_torch(tensor.dtype)
+        if given != value.type.dtype and converted != {given}:
+            raise RegionError(
+                f"input {value.name!r} is {given}, the program takes {value.type}; convert it, or "
+                "compile again"
+            )
+
+
 def _region_name(norm: float | None) -> str:
     return "a box" if norm is None else f"a ball of the {norm:g}-norm"
 
@@ -88,12 +106,6 @@ def _check_region(
         raise RegionError(
             f"input {value.name!r} has shape {list(shape)}, the program takes {value.type}"
             + (f" (with {sizes})" if sizes else "")
-        )
-    given = from_torch((region if isinstance(region, Tensor) else region.center).dtype)
-    if given != value.type.dtype:
-        raise RegionError(
-            f"input {value.name!r} is {given}, the program takes {value.type}; convert it, or "
-            "compile again"
         )
     if not isinstance(region, Tensor):
         return corners(region) if corners is not None else region.interval()

@@ -21,7 +21,7 @@ from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import NonFiniteError, RegionError, SpecError
 from boundgraph.ir.program import Program, Value
 from boundgraph.ir.types import IntervalType, SymbolicType
-from boundgraph.runtime.arguments import check_regions
+from boundgraph.runtime.arguments import check_dtypes, check_regions
 from boundgraph.runtime.arguments import flatten as flatten
 from boundgraph.runtime.emit import ConstantTable, emit, parameter_lookup
 from boundgraph.runtime.interpret import interpret
@@ -401,7 +401,12 @@ class BoundProgram(nn.Module):
     def _check_regions(self, regions: Sequence[Region | Tensor]) -> list[Interval | Tensor]:
         expected = self.ir.inputs[: self.info.inputs + len(self.info.parameters)]
         corners = enclosure if self.info.sound else None
-        return check_regions(expected, regions, dict(self.info.norms), corners)
+        checked = check_regions(expected, regions, dict(self.info.norms), corners)
+        # Sound programs hold the rounding of the dtype that they were compiled for.
+        lookup = parameter_lookup(self.model, self.constants)
+        weights = () if self.info.sound else (lookup(param.name) for param in self.ir.params)
+        check_dtypes(expected, regions, weights)
+        return checked
 
 
 def _wrap(value: Value, output: Any) -> Any:
