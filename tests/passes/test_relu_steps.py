@@ -33,9 +33,9 @@ def attributes(found: dict[str, object]) -> dict[str, object]:
     return {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1)} | found
 
 
-@pytest.fixture(params=[1, 1 << 19])
+@pytest.fixture(params=[1, 1 << 20])
 def portion(request, monkeypatch):
-    monkeypatch.setattr(relu_steps, "_PORTION", request.param)
+    monkeypatch.setattr(relu_steps, "_MOST", request.param)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:
