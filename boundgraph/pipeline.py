@@ -20,6 +20,7 @@ from boundgraph.passes import (
     FoldAffine,
     FoldBatchNorm,
     FoldSpec,
+    FuseAttention,
     GuardDomains,
     MarginProduct,
     PairProducts,
@@ -45,6 +46,9 @@ def pipeline(
     # Intervals need no order among samples.
     if options.method != "ibp":
         steps.append(SplitBatch())
+    # Symbols of weights and of values are kept apart; sound rounding has no rule for both in one.
+    if options.method != "symbolic" and not options.sound:
+        steps.append(FuseAttention())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
         steps += [CleanStatistics(keep=options.keep_clean), AbsorbBias()]

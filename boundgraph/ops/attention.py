@@ -39,20 +39,20 @@ def _later(b: Lowering, query: Value, key: Value) -> Value:
         return b.tensor(torch.ones(rows, columns, dtype=torch.bool).triu(1))
 
 
-def _weights(b: Lowering, scores: Value, mask: Value | None, later: Value | None) -> Value:
-    """The softmax of scores; hidden ones are −∞, and a row of nothing else has weights of 0."""
-    last = len(b.shape(scores)) - 1
+def _masked(
+    b: Lowering, scores: Value, mask: Value | None, later: Value | None
+) -> tuple[Value, Value | None]:
+    """Scores, of which hidden ones are −∞, and which rows see nothing: their result is 0."""
     if later is not None:
         scores = where(b, later, -math.inf, scores)
     if mask is None:
-        return b.emit("softmax", scores, dim=last)
+        return scores, None
     hidden, extra = _hidden(b, mask)
     if extra is not None:
         scores = use(b, torch.add, scores, extra)
     nothing = plain(b, "torch.all", hidden, -1, True)
     some = plain(b, "torch.logical_and", hidden, plain(b, "torch.logical_not", nothing))
-    weights = b.emit("softmax", where(b, some, -math.inf, scores), dim=last)
-    return where(b, nothing, 0.0, weights)
+    return where(b, some, -math.inf, scores), nothing
 
 
 @lowers(F.scaled_dot_product_attention, aten.scaled_dot_product_attention.default)
@@ -86,5 +86,6 @@ def _(
     left = b.emit("mul_scalar", query, other=math.copysign(part, factor))
     scores = matmul(b, left, b.emit("mul_scalar", turned, other=part))
     later = _later(b, query, key) if is_causal else None
-    weights = _weights(b, scores, attn_mask, later)
-    return matmul(b, weights, value)
+    scores, nothing = _masked(b, scores, attn_mask, later)
+    result = matmul(b, b.emit("softmax", scores, dim=len(b.shape(scores)) - 1), value)
+    return result if nothing is None else where(b, nothing, 0.0, result)
