@@ -30,8 +30,10 @@ def hiding(program: Program) -> frozenset[str]:
     reached: dict[str, set[str]] = {str(p): {p.name} for p in program.params}
     refused: set[str] = set()
     for node in program.nodes:
-        names = set().union(*(reached.get(str(value), set()) for value in node.inputs))
         kind, _, op = node.op.rpartition(".")
+        # The rows that attention takes a mean of are its last operand.
+        given = node.inputs[-1:] if op == "attend" else node.inputs
+        names = set().union(*(reached.get(str(value), set()) for value in given))
         if not names or op in _ANSWER or not holds_floats(node.result.type):
             continue
         if op not in _KEEP:

@@ -52,8 +52,8 @@ FILES = {
         + GOOD
         + "class Net(nn.Module):\n    def forward(self, x):\n"
         + "        a = torch.logcumsumexp(x, 1)\n"
-        + "        return a + torch.cumprod(x, 1)\nmodel = Net()\n",
-        r"logcumsumexp(.|\n)*bad\.py:6(.|\n)*cumprod(.|\n)*bad\.py:7",
+        + "        return a + torch.renorm(x, 2, 1, 1.0)\nmodel = Net()\n",
+        r"logcumsumexp(.|\n)*bad\.py:6(.|\n)*renorm(.|\n)*bad\.py:7",
     ),
     "nan weights": (
         HEAD + GOOD + NET + "nn.init.constant_(model.weight, float('nan'))\n",
