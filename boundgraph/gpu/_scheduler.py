@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ class SchedulerKernel:
         name: of the scheduler node.
         kind: "pointwise", "reduction", "library" or "none" (no launch: a view, an alias).
         ops: the ATen ops it fuses, in order.
-        bytes: read and written, each buffer once.
+        bytes: read and written, each buffer once, of a slice its own elements.
         flops: of matrix products and convolutions.
         side_by_side: independent kernels that share the launch (combo kernels).
     """
@@ -33,7 +34,7 @@ class SchedulerKernel:
 def kernel_of(node: Any, seen: set[Any]) -> SchedulerKernel:
     kind = type(node).__name__
     parts = list(node.get_nodes())
-    size = int(node.get_read_write_buffers_sizes())
+    size = _moved_bytes(node)
     # One output of a library call with several has no launch and no bytes of its own.
     if kind == "NopKernelSchedulerNode" or (node.is_extern() and not size):
         kind = "none"
@@ -59,6 +60,27 @@ def kernel_of(node: Any, seen: set[Any]) -> SchedulerKernel:
         flops=sum(_flops(origin, seen) for origin in origins) if kind == "library" else 0,
         side_by_side=_side_by_side(node),
     )
+
+
+def _moved_bytes(node: Any) -> int:
+    """Bytes as the scheduler counts them, which takes a slice of a buffer for the whole of it."""
+    from torch._inductor.dependencies import MemoryDep
+    from torch._inductor.virtualized import V
+
+    whole = node.get_read_write_buffer_accesses(include_reads=True, include_writes=True)
+    if node.is_extern():
+        return int(sum(whole.values()))
+    used: dict[str, set[Any]] = defaultdict(set)
+    for dep in node.read_writes.reads | node.read_writes.writes:
+        used[dep.name].add(dep)
+    total = 0
+    for name, size in whole.items():
+        deps = used[name]
+        if all(isinstance(dep, MemoryDep) and not dep.is_indirect() for dep in deps):
+            elements = sum(int(dep.get_numel()) for dep in deps)
+            size = min(size, elements * V.graph.get_dtype(name).itemsize)
+        total += int(size)
+    return total
 
 
 def _side_by_side(node: Any) -> int:
