@@ -22,6 +22,7 @@ from boundgraph.passes import (
     FoldSpec,
     FuseAttention,
     GuardDomains,
+    IntervalKernel,
     MarginProduct,
     PairProducts,
     Pass,
@@ -80,7 +81,7 @@ def pipeline(
     if options.tune_for == "cuda" and not options.sound:
         # A training step shares the centre's product with the clean batch instead.
         if not options.training:
-            steps.append(PairProducts())
+            steps += [IntervalKernel(), PairProducts()]
         if options.lower_only:
             steps += [MarginProduct(), ReluRows()]
     elif options.training and options.lower_only and not options.sound:

@@ -179,6 +179,9 @@ def _rows(attrs: Attrs) -> Size:
     return math.prod(sizes)
 
 
+_LINEAR = ("interval.linear_pair", "interval.linear_relu", "interval.linear_margin_lower")
+
+
 def _infer_bound_only(node: Node) -> TensorType:
     type_, op = node.inputs[0].type, node.op.replace(SOUND, "", 1)
     if op in ("symbolic.fresh", "symbolic.ball"):
@@ -200,7 +203,7 @@ def _infer_bound_only(node: Node) -> TensorType:
         return FormType(type_.dtype, (*type_.shape[:2], channels, *size))
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
-    if node.op in ("interval.linear_pair", "interval.linear_margin_lower"):
+    if node.op in _LINEAR:
         return IntervalType(type_.dtype, (*type_.shape[:-1], node.inputs[1].type.shape[0]))
     if node.op in ("interval.meet", "interval.tighten") and not all(
         isinstance(value.type, IntervalType) for value in node.inputs

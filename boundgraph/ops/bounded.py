@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, fx
 
+# Registers the call.
 from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
@@ -173,6 +174,18 @@ def _linear_pair(x: Interval, weight: torch.Tensor, *bias: torch.Tensor) -> Inte
     return Interval.from_center_radius(center + bias[0] if bias else center, radius)
 
 
+def _linear_relu(x: Interval, weight: torch.Tensor, *bias: torch.Tensor) -> Interval:
+    """`interval.linear` and `interval.relu` as one call with a kernel of its own."""
+    operands = (x.center, x.radius, weight, bias[0] if bias else None, True)
+    target = torch.ops.boundgraph.interval_linear.default
+    found: Any
+    if isinstance(x.center, fx.Proxy):
+        found = x.center.tracer.create_proxy("call_function", target, operands, {})
+    else:
+        found = target(*operands)
+    return Interval(found[0], found[1])
+
+
 def _linear_margin_lower(
     x: Interval,
     weight: torch.Tensor,
@@ -236,6 +249,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "interval.defined": _defined,
     "interval.kept": _kept,
     "interval.linear_pair": _linear_pair,
+    "interval.linear_relu": _linear_relu,
     "interval.linear_margin_lower": _linear_margin_lower,
     # A plain value that carries rounding from here on.
     "interval.point": Interval.point,
