@@ -87,13 +87,21 @@ def _side_by_side(node: Any) -> int:
     return len(node.snodes) if type(node).__name__ == "ForeachKernelSchedulerNode" else 1
 
 
+def _pair_flops(center: Any, radius: Any, weight: Any, *_: Any, **__: Any) -> int:
+    return 4 * int(center.shape[0]) * int(weight.numel())
+
+
+_OWN_FLOPS = {"boundgraph.interval_linear": _pair_flops}
+
+
 def _flops(node: Any, seen: set[Any]) -> int:
     from torch.fx.node import map_arg
     from torch.utils.flop_counter import flop_registry
 
     if node.op != "call_function" or node in seen:
         return 0
-    count = flop_registry.get(getattr(node.target, "overloadpacket", None))
+    packet = getattr(node.target, "overloadpacket", None)
+    count = flop_registry.get(packet, _OWN_FLOPS.get(str(packet)))
     if count is None:
         return 0
     seen.add(node)

@@ -283,6 +283,10 @@ _CONVOLUTION_GRADIENT = re.compile(
 )
 
 
+# Launches of the project's own calls (domains/interval_linear.py).
+_OWN = {"interval_linear": 1, "interval_linear_backward": 2}
+
+
 def _fallbacks(code: str) -> list[str]:
     body = wrapper_text(code)
     called = re.findall(r"= ((?:torch\.ops\.)?aten\.[\w.]+)\(", body)
@@ -290,7 +294,11 @@ def _fallbacks(code: str) -> list[str]:
 
 
 def _library_calls(code: str) -> int:
-    """Calls of library kernels; each gradient that a convolution's backward gives is one."""
+    """Calls of library kernels and of the project's own.
+
+    Each gradient that a convolution's backward gives is one.
+    """
     body = wrapper_text(code)
     gradients = sum(mask.count("True") for mask in _CONVOLUTION_GRADIENT.findall(body))
-    return len(re.findall(r"extern_kernels\.\w+\(", body)) + gradients + len(_fallbacks(code))
+    own = sum(_OWN[name] for name in re.findall(r"= torch\.ops\.boundgraph\.(\w+)\.\w+\(", body))
+    return len(re.findall(r"extern_kernels\.\w+\(", body)) + gradients + own + len(_fallbacks(code))
