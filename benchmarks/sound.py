@@ -40,10 +40,12 @@ def traced(model: nn.Module, region: Any, y: Tensor, **options: Any) -> dict[str
     return program.trace_bounds(region, labels=y)
 
 
-def widths(model: nn.Module, x: Tensor, y: Tensor, eps: float, method: str) -> None:
+def widths(
+    model: nn.Module, x: Tensor, y: Tensor, eps: float, method: str, accumulate: str
+) -> None:
     """Extra width of every interval, in the order of the program."""
     region = bg.LinfBall(x, eps, (0.0, 1.0))
-    sound = traced(model, region, y, method=method, rounding="sound")
+    sound = traced(model, region, y, method=method, rounding="sound", accumulate=accumulate)
     wide = traced(
         model.double(), bg.LinfBall(x.double(), eps, (0.0, 1.0)), y, method=method, rounding="sound"
     )
@@ -80,9 +82,11 @@ def cost(model: nn.Module, x: Tensor, y: Tensor, eps: float, method: str, option
     region = bg.LinfBall(x, eps, (0.0, 1.0))
     runs: list[Callable[[], Any]] = []
     for rounding in ("nearest", "sound"):
+        how = {"accumulate": options.accumulate} if rounding == "sound" else {}
         program = bg.compile(
-            model, region, method=method, rounding=rounding, spec=bg.Margin(10), lower_only=True
-        )
+            model, region, method=method, rounding=rounding, spec=bg.Margin(10), lower_only=True,
+            **how,
+        )  # fmt: skip
         inputs = program.check(region, labels=y)
         tensors = tuple(part for v in inputs for part in (v.lower, v.upper))  # type: ignore[union-attr]
         graph: Any = program.graph_module
@@ -111,6 +115,7 @@ def main() -> None:
     parser.add_argument("--methods", default="ibp,crown-ibp")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--compile", action="store_true", help="measure compiled programs")
+    parser.add_argument("--accumulate", default="dtype", help="or float64, for ibp")
     parser.add_argument("--no-width", action="store_true")
     parser.add_argument("--no-time", action="store_true")
     options = parser.parse_args()
@@ -127,7 +132,7 @@ def main() -> None:
         print(name)
         for method in options.methods.split(","):
             if not options.no_width:
-                widths(model, x, y, options.eps, method)
+                widths(model, x, y, options.eps, method, options.accumulate)
             if not options.no_time:
                 cost(model, x, y, options.eps, method, options)
 

@@ -52,6 +52,7 @@ def compile(
     max_time: float | None = None,
     schedule: str = "auto",
     parameters: ParameterRegions | None = None,
+    accumulate: str = "dtype",
     **named_regions: Region | Tensor,
 ) -> BoundProgram:
     """Compile a model into a program that bounds its outputs over input regions.
@@ -92,6 +93,9 @@ def compile(
             cheaper by estimate.
         parameters: regions of parameters by their names in `model.named_parameters()`, shaped
             like them: bounds hold for all weights in them. A call takes `parameters=`, too.
+        accumulate: with `rounding="sound"` and `"ibp"`, `"float64"` takes the sums of centres in
+            float64: a tenth of the extra width, and slower (`docs/soundness.md`). Other methods
+            do so anyway.
         named_regions: regions of keyword inputs of `forward`; the program takes them by
             position, after the others and in the order of `forward`.
 
@@ -123,6 +127,7 @@ def compile(
         tracks=tracks,
         max_time=max_time,
         schedule=schedule,
+        accumulate=accumulate,
     )
     named = _in_forward_order(model, named_regions)
     return compile_model(model, regions, named, options, parameters or {})

@@ -41,6 +41,7 @@ class CompileOptions:
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
         schedule: direction of `"symbolic"`: `"forward"`, `"backward"`, or `"auto"`, the cheaper.
+        accumulate: `"dtype"`, or `"float64"` for the centres of a sound `ibp` program.
         parameters: names of parameters whose regions are the last inputs.
     """
 
@@ -63,6 +64,7 @@ class CompileOptions:
     batch: int = 1
     schedule: str = "auto"
     parameters: tuple[str, ...] = ()
+    accumulate: str = "dtype"
 
     @property
     def sound(self) -> bool:
@@ -116,6 +118,14 @@ class CompileOptions:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target != "real" and not self.sound:
             raise ConfigError(f"target={self.target!r} needs rounding='sound'")
+        if self.accumulate not in ("dtype", "float64"):
+            raise ConfigError(f"accumulate must be 'dtype' or 'float64', got {self.accumulate!r}")
+        fits = self.sound and self.target == "real" and self.method == "ibp"
+        if self.accumulate == "float64" and not fits:
+            raise ConfigError(
+                "accumulate='float64' is for rounding='sound', target='real' and method='ibp'; "
+                "other sound methods sum in float64 anyway"
+            )
         self._check_sound_balls()
         if self.target != "real" and self.method != "ibp":
             raise ConfigError(

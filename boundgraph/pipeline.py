@@ -96,8 +96,8 @@ def _relaxation(bounded: tuple[str, ...], options: CompileOptions) -> list[Pass]
     machine = options.tune_for if options.tune_for in MACHINES else "cpu"
     sound, lower_only, norms = options.sound, options.lower_only, options.norms
     if options.method == "ibp":
-        executed = options.target == "executed"
-        return [RelaxIBP(bounded, sound=sound, executed=executed, norms=norms)]
+        executed, accurate = options.target == "executed", options.accumulate == "float64"
+        return [RelaxIBP(bounded, sound=sound, executed=executed, norms=norms, accurate=accurate)]
     if options.method == "auto":
         return [
             RelaxPlanned(

@@ -27,6 +27,7 @@ class RelaxIBP(Pass):
         sound: intervals account for rounding (`interval.sound.*`); then a plain value that
             rounds becomes an interval, too.
         norms: which of them are p-balls, and p.
+        accurate: with `sound`, take long sums of centres in float64.
         executed: with `sound`, also contain what the network computes in its dtype.
 
     Source: Gowal et al., arXiv 1810.12715.
@@ -39,6 +40,7 @@ class RelaxIBP(Pass):
     sound: bool = False
     executed: bool = False
     norms: Norms = ()
+    accurate: bool = False
 
     name: ClassVar[str] = "relax-ibp"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -71,11 +73,15 @@ class RelaxIBP(Pass):
                 rejected = [i for i in positions if spec is None or not spec.accepts(i)]
                 if spec is None or spec.interval is None or rejected:
                     problems.append(diagnose(node, spec, rejected or positions))
-                elif (refined := balls.interval(node, spec, operands)) is not None:
+                elif (
+                    refined := balls.interval(node, spec, operands, wide=self.accurate)
+                ) is not None:
                     values[str(node.result)] = refined
                     continue
                 elif self.sound:
-                    op, attrs, found = sound_interval(node, spec, operands, executed=self.executed)
+                    op, attrs, found = sound_interval(
+                        node, spec, operands, executed=self.executed, wide=self.accurate
+                    )
                 op = op if op != node.op else INTERVAL + node.op
                 type_ = IntervalType(type_.dtype, type_.shape)
             if found is not None:

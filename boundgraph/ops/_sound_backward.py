@@ -193,15 +193,15 @@ class _Step:
             return self.result.radius * 0.0 + 16.0 * p.tiny
         spread, residual = p.gamma(self.terms + 4), carry and spec.kind is not Kind.STRUCTURAL
         share = self.center.share(p) if residual else 0.0
-        # An op that is not centred may add its constants, so that its magnitude does not scale.
-        outer, scale = (1.0, (spread, share)) if spec.centred else (max(spread, share), (1.0, 1.0))
-        sizes = [
-            (reach * scale[0] if i == self.position else 0.0)
-            + (box.center.abs() * scale[1] if residual else box.radius * 0.0)
-            for i, box in enumerate(self.boxes)
-        ]
         # The size is a sum that lost up to γ(full) of itself.
-        weight = self._size(sizes) * (1.0 + 2.0 * p.gamma(full + 8)) * outer
+        gain = 1.0 + 2.0 * p.gamma(full + 8)
+        if spec.centred:
+            weight = self._size(self._sizes(reach * spread, share)) * gain
+        else:
+            # It may add its constants, so that its magnitude does not scale.
+            weight = self._size(self._sizes(reach, 0.0)) * (gain * spread)
+            if residual:
+                weight = weight + self._size(self._sizes(reach * 0.0, 1.0)) * (gain * share)
         weight = weight + 16.0 * (full + self.terms + 8) * p.tiny
         if residual and spec.boundable == (0,) and spec.kind is Kind.AFFINE:
             offset = offset_of(spec, self.boxes[0].center, self.plain, self.attrs)
@@ -211,6 +211,14 @@ class _Step:
         if spec.rounding.scales:
             weight = weight + (reach + self.boxes[0].center.abs()) * (16.0 * p.tiny)
         return weight
+
+    def _sizes(self, reach: Tensor, share: float) -> list[Tensor]:
+        """Of each bounded operand `share` of its centre, and `reach` of the one walked to."""
+        sizes = []
+        for i, box in enumerate(self.boxes):
+            own = reach if i == self.position else box.radius * 0.0
+            sizes.append(own + box.center.abs() * share if share else own)
+        return sizes
 
     def residual(self) -> Tensor:
         """L c + b − c', computed; it is off by `weight` and by one rounding."""

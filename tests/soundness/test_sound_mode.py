@@ -196,3 +196,20 @@ def test_a_margin_within_rounding_is_not_proved() -> None:
     found = sound(region, labels=torch.tensor([0])).lower[0, 1]
     assert claimed > 0 or program(region, labels=torch.tensor([1])).lower[0, 0] > 0
     assert found <= 0
+
+
+def test_sums_in_float64_are_narrower_and_contain_the_same() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(288, 20), nn.ReLU(),
+        nn.Linear(20, 3),
+    ).eval()  # fmt: skip
+    region = bg.LinfBall(torch.rand(2, 2, 6, 6), 1e-3)
+    plain = bg.compile(model, region, rounding="sound")(region).width.sum()
+    wide = bg.compile(model, region, rounding="sound", accumulate="float64")(region).width.sum()
+    ideal = bg.LinfBall(region.center.double(), 1e-3)
+    exact = bg.compile(model.double(), ideal, rounding="sound")(ideal).width.sum()
+    assert float(exact) < float(wide) < float(exact) + 0.25 * (float(plain) - float(exact))
+    for options in ({}, {"rounding": "sound", "method": "crown"}, {"target": "executed"}):
+        with pytest.raises(ConfigError):
+            bg.compile(model, ideal, accumulate="float64", **options)  # type: ignore[arg-type]
