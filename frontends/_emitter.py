@@ -16,6 +16,7 @@ from boundgraph.ir.types import Shape, TensorType
 from boundgraph.ops import get
 from boundgraph.ops._dtypes import from_torch, to_torch
 from boundgraph.ops._infer import infer_node, infer_type
+from boundgraph.ops.constant import decode
 from boundgraph.source import SourceSpan
 
 CONSTANT = "_constant"
@@ -38,6 +39,7 @@ class Emitter:
         self._builder = ProgramBuilder()
         self._dependent: set[str] = set()
         self._ops: dict[str, str] = {}
+        self._calls: dict[str, tuple[str, tuple[Any, ...]]] = {}
         self._constants: dict[str, Tensor] = {}
         self._by_identity: dict[int, Value] = {}
 
@@ -73,6 +75,8 @@ class Emitter:
             raise InternalError(f"the op {op!r} has no type rule")
         value = self._builder.add(op, operands, type_, attrs, name=_hint(op, attrs), span=self.span)
         self._ops[str(value)] = op
+        if op == "call":
+            self._calls[str(value)] = attrs["target"], decode(attrs["args"], operands)
         if any(map(self.depends, operands)):
             self._dependent.add(str(value))
         return value
@@ -80,6 +84,9 @@ class Emitter:
     def op(self, value: Value) -> str | None:
         """The op that made a value; None for inputs and parameters."""
         return self._ops.get(str(value))
+
+    def called(self, value: Value) -> tuple[str, tuple[Any, ...]] | None:
+        return self._calls.get(str(value))
 
     def shape(self, value: Value) -> Shape:
         return value.type.shape

@@ -254,6 +254,10 @@ class Lowering(Protocol):
         """Whether a value depends on the model's inputs (and so may carry a bound)."""
         ...
 
+    def called(self, value: Value) -> tuple[str, tuple[Any, ...]] | None:
+        """The torch function that a `call` runs and its arguments; None for any other value."""
+        ...
+
     def broadcast(self, *values: Any) -> tuple[Value, ...]:
         """Values ready for one broadcasting op.
 

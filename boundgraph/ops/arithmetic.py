@@ -28,6 +28,7 @@ from boundgraph.ops._spec import (
     lowers,
     register,
 )
+from boundgraph.ops.selection import where
 
 aten = torch.ops.aten
 Operand = Any
@@ -290,8 +291,19 @@ def _is_number(value: Any) -> bool:
 def _binary(b: Lowering, op: str, left: Any, right: Any) -> Value:
     """Emit a broadcasting op; bounded operands are expanded to the result's shape first."""
     if b.depends(left) or b.depends(right):
+        for mask, side in ((left, right), (right, left)):
+            if op == "mul" and _is_mask(b, mask) and side.type.is_float:
+                return where(b, mask, side, 0.0)
         left, right = _numbers(b, left, right), _numbers(b, right, left)
     return b.emit(op, *b.broadcast(left, right))
+
+
+def _is_mask(b: Lowering, value: Any) -> bool:
+    return isinstance(value, Value) and value.type.dtype == "bool" and b.depends(value)
+
+
+def _number(b: Lowering, number: float, like: Value) -> Value:
+    return b.tensor(torch.tensor(number, dtype=to_torch(like.type.dtype)))
 
 
 def _numbers(b: Lowering, value: Any, like: Any) -> Any:
@@ -299,7 +311,7 @@ def _numbers(b: Lowering, value: Any, like: Any) -> Any:
     if not isinstance(value, Value) or value.type.dtype != "bool" or not like.type.is_float:
         return value
     if b.depends(value):
-        return b.emit("cast", value, dtype=like.type.dtype)
+        return where(b, value, *(_number(b, n, like) for n in (1.0, 0.0)))
     return plain(b, "Tensor.to", value, to_torch(like.type.dtype))
 
 
@@ -329,6 +341,9 @@ def _mul(b: Lowering, input: Any, other: Any) -> Value:
     if _is_number(input):
         input, other = other, input
     if _is_number(other):
+        if _is_mask(b, input):
+            like = torch.get_default_dtype() if isinstance(other, float) else torch.int64
+            return where(b, input, *(b.tensor(torch.tensor(n, dtype=like)) for n in (other, 0)))
         return b.emit("mul_scalar", input, other=other)
     if input is other and b.depends(input):
         return b.emit("square", input)

@@ -23,6 +23,7 @@ from boundgraph.ops._spec import (
     lowers,
     register,
 )
+from boundgraph.ops.selection import where
 
 aten = torch.ops.aten
 
@@ -66,6 +67,9 @@ def _convert(b: Lowering, x: Value, dtype: torch.dtype | None) -> Value:
     if dtype is None or from_torch(dtype) == x.type.dtype:
         return x
     name = from_torch(dtype)
+    if x.type.dtype == "bool" and dtype.is_floating_point and b.depends(x):
+        ones, zeros = (b.tensor(torch.tensor(n, dtype=dtype)) for n in (1.0, 0.0))
+        return where(b, x, ones, zeros)
     if x.type.is_float and dtype.is_floating_point:
         return b.emit("cast", x, dtype=name)
     return b.emit(

@@ -229,7 +229,37 @@ def where(b: Lowering, condition: Any, input: Any, other: Any) -> Value:
         side if b.is_tensor(side) else b.tensor(side, _like(b, input, other))
         for side in (input, other)
     ]
+    if b.depends(condition):
+        return _by_comparison(b, condition, *sides)
     return b.emit("where", *b.broadcast(condition, *sides))
+
+
+# Whether the first operand is the larger one, and whether equal operands count as not.
+_COMPARISONS = {
+    **dict.fromkeys(("gt", "greater"), (True, True)),
+    **dict.fromkeys(("ge", "greater_equal"), (True, False)),
+    **dict.fromkeys(("lt", "less"), (False, True)),
+    **dict.fromkeys(("le", "less_equal"), (False, False)),
+}
+
+
+def _by_comparison(b: Lowering, condition: Value, first: Value, second: Value) -> Value:
+    """A choice by `a > b`, of which the region may decide some elements."""
+    target, args = b.called(condition) or ("", ())
+    name = target.removesuffix(".Scalar").removesuffix(".Tensor").rpartition(".")[2]
+    if name not in _COMPARISONS or len(args) != 2:
+        return b.reject(
+            "a choice by a mask that depends on the input has bounds only where the mask is one "
+            "comparison (>, >=, <, <=)",
+            help="write it as nested torch.where, one comparison each",
+        )
+    forward, strict = _COMPARISONS[name]
+    left, right = args if forward else args[::-1]
+    like = _like(b, *(side for side in args if b.depends(side)))
+    operands = [b.tensor(side, like) for side in (left, right)]
+    if not all(value.type.is_float for value in (*operands, first, second)):
+        return b.reject("a choice by a comparison of whole numbers has no bound rule")
+    return b.emit("where_greater", *b.broadcast(*operands, first, second), strict=strict)
 
 
 def _like(b: Lowering, *sides: Any) -> Value | None:
