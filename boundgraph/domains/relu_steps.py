@@ -111,7 +111,8 @@ def _chord(lower: Tensor, upper: Tensor) -> tuple[Tensor, Tensor]:
     """As in `relu_rows`: halves, so that no width overflows to infinity."""
     half = upper.clamp(min=0.0).mul_(0.5)
     width = half - lower.clamp(max=0.0).mul_(0.5)
-    width.masked_fill_(width == 0, 1.0)
+    # Where and not masked_fill, which takes ten times as long.
+    width = torch.where(width == 0, 1.0, width)
     return half.div_(width), width
 
 
@@ -155,7 +156,7 @@ class _ReluStep(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_term: Tensor, *_: Any) -> tuple[Any, ...]:
         coeff, weight, bias, share, width = ctx.saved_tensors
         lines = _Lines.of(share, width)
-        sums = _Sums(lines, bias)
+        sums = _Sums(bias)
         grad, of_coeff = grad.contiguous(), torch.empty_like(coeff)
         of_weight: Tensor | None = None
         for part in _portions(coeff):
@@ -184,9 +185,9 @@ class _ReluStep(torch.autograd.Function):
 class _Sums:
     """Gradients of what all rows share, added up over portions."""
 
-    def __init__(self, lines: _Lines, bias: Tensor | None) -> None:
-        self.share = torch.zeros_like(lines.offset)
-        self.offset = torch.zeros_like(lines.offset)
+    def __init__(self, bias: Tensor | None) -> None:
+        self.share: Tensor | None = None
+        self.offset: Tensor | None = None
         self.bias = None if bias is None else torch.zeros_like(bias)
 
     def add_bias(self, new: Tensor, term: Tensor) -> None:
@@ -195,17 +196,22 @@ class _Sums:
 
     def add(self, negative: Tensor, grad: Tensor, term: Tensor) -> None:
         for row, of_row in zip(negative, grad, strict=True):
-            self.share.addcmul_(row, of_row)
+            if self.share is None:
+                self.share = row * of_row
+            else:
+                self.share.addcmul_(row, of_row)
         columns = torch.bmm(term.T.unsqueeze(1), negative.flatten(2).transpose(0, 1))
-        self.offset += columns.view_as(self.offset)
+        found = columns.view(negative.shape[1:])
+        self.offset = found if self.offset is None else self.offset.add_(found)
 
     def ends(self, share: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the interval's ends."""
+        assert self.share is not None and self.offset is not None
         rest = 1.0 - share
         # A unit that does not cross 0 has λ = 0 or 1, lines that do not depend on its bounds.
-        stable = share * rest <= 0
-        of_share = self.share.div_(width).mul_(0.5).masked_fill_(stable, 0.0)
-        of_offset = self.offset.masked_fill_(stable, 0.0)
+        crosses = share * rest > 0
+        of_share = torch.where(crosses, self.share.div_(width).mul_(0.5), 0.0)
+        of_offset = torch.where(crosses, self.offset, 0.0)
         of_lower = (of_share - of_offset * share).mul_(share)
         return of_lower, of_offset.mul_(rest).add_(of_share).mul_(rest)
 
