@@ -51,9 +51,9 @@ and the error is the largest difference as a share of the largest output.
 - Times are processor time of one thread; "clock" marks those of an earlier run by the clock, beside
   other work, which are too long.
 
-Networks that are not in a library (residual and recurrent ones, graphs, sets, flows, splines, control
-loops, several inputs and outputs) are bounded by `tests/soundness/test_ordinary_networks.py`, in both
-dtypes, with batches of 1 and 3.
+Networks that are not in a library (residual and recurrent ones, graphs, sets, flows, splines,
+control loops, several inputs and outputs) are bounded by
+`tests/soundness/test_ordinary_networks.py`, in both dtypes, with batches of 1 and 3.
 
 ```
 {commands}
