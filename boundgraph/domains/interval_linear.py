@@ -109,6 +109,10 @@ def _differentiate(ctx: Any, g1: Tensor, g2: Tensor) -> tuple[Tensor | None, ...
 interval_linear.register_autograd(_differentiate, setup_context=_keep)
 
 
+# As a graph calls it.
+INTERVAL_LINEAR = torch.ops.boundgraph.interval_linear.default
+
+
 def _has_kernel(x: Tensor) -> bool:
     return x.device.type == "cuda" and x.dtype == torch.float32 and _has_triton()
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
-# Registers the call.
 from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
+from boundgraph.domains.interval_linear import INTERVAL_LINEAR
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.relu_rows import relu_form
 from boundgraph.domains.relu_steps import step_form
@@ -177,12 +177,11 @@ def _linear_pair(x: Interval, weight: torch.Tensor, *bias: torch.Tensor) -> Inte
 def _linear_relu(x: Interval, weight: torch.Tensor, *bias: torch.Tensor) -> Interval:
     """`interval.linear` and `interval.relu` as one call with a kernel of its own."""
     operands = (x.center, x.radius, weight, bias[0] if bias else None, True)
-    target = torch.ops.boundgraph.interval_linear.default
     found: Any
     if isinstance(x.center, fx.Proxy):
-        found = x.center.tracer.create_proxy("call_function", target, operands, {})
+        found = x.center.tracer.create_proxy("call_function", INTERVAL_LINEAR, operands, {})
     else:
-        found = target(*operands)
+        found = INTERVAL_LINEAR(*operands)
     return Interval(found[0], found[1])
 
 
