@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import sys
 from collections.abc import Callable, Sequence
 from types import FunctionType
@@ -139,6 +140,8 @@ class _Tracer(fx.Tracer):
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **named: Any
     ) -> Any:
+        if target is operator.getitem:
+            args = pytree.tree_map(_as_number, args)
         if kind == "call_function" and _is_python(target):
             # Kept together by torch.fx.wrap for tracers that cannot look inside.
             return _opened(target)(*args, **kwargs)
@@ -231,6 +234,12 @@ class _ShadowRun:
             known = self._find(path)
             self._own[path] = UNKNOWN if known is None else without_data(known)
         return self._own[path]
+
+
+def _as_number(item: Any) -> Any:
+    """A fixed index of one number, as `fixed.argmax()` is, which is no tensor of indices."""
+    index = type(item) is Tensor and item.dim() == 0 and item.dtype == torch.int64
+    return int(item) if index and not item.is_meta else item
 
 
 def _is_python(target: Any) -> bool:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from boundgraph.ir.program import Value
 from boundgraph.ir.types import numel
+from boundgraph.ops._compose import use
 from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._spec import Lowering, lowers
 from boundgraph.ops.views import reshape_to
@@ -208,13 +209,61 @@ def _(
     return _norm(b, A, ord, dim, keepdim, dtype)
 
 
+@lowers(torch.linalg.matrix_norm, aten.linalg_matrix_norm.default)
+@lowers(aten.linalg_matrix_norm.str_ord)
+def _(
+    b: Lowering,
+    A: Value,  # noqa: N803
+    ord: Any = "fro",
+    dim: Any = (-2, -1),
+    keepdim: bool = False,
+    *,
+    dtype: Any = None,
+) -> Value:
+    if ord != "fro":
+        return b.reject("only the Frobenius norm of a matrix has a bound rule")
+    return _norm(b, A, None, dim, keepdim, dtype)
+
+
+@lowers(F.local_response_norm)
+def _(
+    b: Lowering,
+    input: Value,
+    size: int,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+) -> Value:
+    """x · (k + α·mean of the squares of neighbouring channels)^(−β)."""
+    if k <= 0 or alpha < 0:
+        return b.reject("local_response_norm needs k > 0 and alpha >= 0 to have a bound")
+    rank, channels = len(b.shape(input)), b.shape(input)[1]
+    assert isinstance(channels, int)
+    with torch.device("cpu"):
+        at = torch.arange(channels)
+        apart = at[None, :] - at[:, None]
+        near = (apart >= -(size // 2)) & (apart <= (size - 1) // 2)
+        window = near.to(to_torch(input.type.dtype)) / size
+    order, back = (0, *range(2, rank), 1), (0, rank - 1, *range(1, rank - 1))
+    square = b.emit("square", input)
+    moved = b.emit("permute", square, dims=order) if rank > 2 else square
+    mean = b.emit("linear", moved, b.tensor(window))
+    mean = b.emit("permute", mean, dims=back) if rank > 2 else mean
+    # A mean of squares, which rounding may put below 0.
+    mean = use(b, F.relu, mean)
+    total = b.emit("add_scalar", b.emit("mul_scalar", mean, other=alpha), other=float(k))
+    return use(b, torch.mul, input, use(b, torch.pow, total, -beta))  # type: ignore[no-any-return]
+
+
 @lowers(F.normalize)
 def _(
     b: Lowering, input: Value, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None
 ) -> Value:
     dims = _dims(b, input, dim)
     if p != 2:
-        return b.reject(f"normalize with p={p} has no bound rule", help="use p=2")
+        # No element is larger than the norm of all.
+        length = use(b, torch.clamp, _norm(b, input, p, dim, True), min=eps)
+        return use(b, torch.clamp, use(b, torch.div, input, length), -1.0, 1.0)  # type: ignore[no-any-return]
     count = _count(b, input, dims, "normalisation")
     # x / max(‖x‖, ε) is x / max(rms(x), ε/√n) / √n.
     root = math.sqrt(count)

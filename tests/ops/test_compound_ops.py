@@ -143,6 +143,19 @@ OTHERS: dict[str, tuple[Fn, tuple[int, ...]]] = {
         (3, 4),
     ),
     "prod": (lambda x: x.prod(1, keepdim=True) + x.cumprod(1), (4,)),
+    "local_response_norm": (
+        lambda x: F.local_response_norm(x, 3, alpha=0.5, k=2.0),
+        (4, 2, 2),
+    ),
+    "norms": (
+        lambda x: (
+            F.normalize(x, p=1.0, dim=1)
+            + F.normalize(x, p=float("inf"), dim=1)
+            + torch.linalg.matrix_norm(x)[:, None, None]
+        ),
+        (4, 3),
+    ),
+    "fixed index": (lambda x: x[:, torch.tensor([3.0, 1.0, 2.0]).argmax()], (4, 2)),
     "softmin": (lambda x: F.softmin(x, 1), (4,)),
 }
 
@@ -201,6 +214,14 @@ def test_a_place_that_is_written_twice_has_no_bounds() -> None:
     model = _of(lambda x: x.scatter(1, rows(x, TWICE), x[:, 1:] * 2.0))
     with pytest.raises(NonFiniteError):
         bg.bound(model, method="ibp")(bg.LinfBall(torch.randn(2, 4), 0.1))
+
+
+def test_what_is_normalized_is_no_longer_than_one() -> None:
+    region = bg.LinfBall(torch.randn(3, 4) * 0.1, 5.0)
+    for p in (1.0, 2.0, float("inf")):
+        bounds = bg.bound(_of(lambda x, p=p: F.normalize(x, p=p)), method="ibp")(region)
+        largest = torch.maximum(bounds.lower.abs(), bounds.upper.abs()).max()
+        assert float(largest) <= 1.0 + 4 * torch.finfo(torch.float32).eps
 
 
 def test_an_index_that_depends_on_the_input_is_refused() -> None:
