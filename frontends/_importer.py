@@ -118,6 +118,15 @@ class Importer:
     def _call(self, node: fx.Node, bind: Callable[[fx.Node], None]) -> None:
         key, fn = targets.key_of(node), targets.function_of(node)
         args, kwargs = self._values(node.args), self._values(dict(node.kwargs))
+        if str(getattr(node.target, "__module__", "")).startswith("torch._functorch"):
+            # Not to be run: torch would go on mapping after this capture has ended.
+            raise NotImported(
+                Diagnostic(
+                    "torch.vmap and the transforms of torch.func have no bound rule",
+                    self.emitter.span,
+                    "write the step for a whole batch, e.g. with torch.einsum",
+                )
+            )
         if node.target is getattr and isinstance(args[0], Value):
             # The name is part of the key.
             args = args[:1]

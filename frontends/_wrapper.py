@@ -67,7 +67,11 @@ def call_of(model: nn.Module, positional: int, keywords: Sequence[str]) -> CallO
 def input_names(model: nn.Module, positional: int, keywords: Sequence[str]) -> list[str]:
     """Names of the inputs, by the signature of the model's `forward`."""
     names: list[str] = []
-    parameters = inspect.signature(model.forward).parameters.values()
+    try:
+        parameters = inspect.signature(model.forward).parameters.values()
+    except ValueError:
+        # A compiled forward, which no frontend can read, has none.
+        parameters = inspect.Signature().parameters.values()
     for parameter in parameters:
         if parameter.kind is parameter.VAR_POSITIONAL:
             names += [f"{parameter.name}_{i}" for i in range(positional - len(names))]

@@ -84,14 +84,21 @@ class _DataWrites(TorchFunctionMode):
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the logs, and the graphs on stderr, of an export that is allowed to fail."""
-    logger = logging.getLogger("torch")
-    disabled, logger.disabled = logger.disabled, True
+    # A disabled logger still hands on what its children log, so the handlers are silenced.
+    handlers = list(logging.getLogger("torch").handlers)
+    for handler in handlers:
+        handler.addFilter(_nothing)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.disabled = disabled
+        for handler in handlers:
+            handler.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
 
 
 def binder(

@@ -308,3 +308,25 @@ def test_python_is_told_the_truth(kind: type[nn.Module]) -> None:
 def test_assigning_to_the_data_of_a_tensor_is_not_lost(frontend: str) -> None:
     with pytest.raises(CaptureError, match="data"):
         capture(AssignsAttribute(), (torch.rand(2, 4),), frontend=frontend)
+
+
+class Maps(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.vmap(lambda row: self.weight @ row)(x)
+
+
+def test_a_refused_vmap_leaves_torch_as_it_was() -> None:
+    with pytest.raises(CaptureError, match=r"torch\.vmap") as caught:
+        capture(Maps(), (torch.zeros(2, 3),))
+    assert line_of(Maps, "torch.vmap") in str(caught.value)
+    assert torch._C._functorch.peek_interpreter_stack() is None
+
+
+def test_a_failed_export_says_nothing_on_the_side(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(CaptureError):
+        capture(ReadsValue(), (torch.zeros(2, 3),), frontend="torch_export")
+    assert capfd.readouterr() == ("", "")
