@@ -124,10 +124,11 @@ def _plain(scores: Any) -> bool:
 
 
 def _batch(batch_dims: Any, shapes: Any, out: Any, **_: Any) -> int | None:
-    """Only dimensions before rows and columns keep samples apart."""
+    """As for a product of matrices: all but what is summed over stays apart."""
     found = {dim for dim in batch_dims if dim is not None}
-    dim = found.pop() if len(found) == 1 else None
-    return dim if dim is not None and dim < len(out) - 2 else None
+    if batch_dims[0] == len(out) - 1 or batch_dims[1] == len(out) - 2:
+        return None
+    return found.pop() if len(found) == 1 else None
 
 
 def _sample(rng: random.Random) -> OpCase:
