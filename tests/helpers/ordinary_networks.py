@@ -605,6 +605,17 @@ class SuperResolution(nn.Module):
         return self.up(self.body(x)) + smooth
 
 
+class ResponseNorm(nn.Module):
+    """Local response normalisation between convolution and pooling, as in AlexNet's paper."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 5, 3), nn.LocalResponseNorm(4, alpha=2.0, k=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.norm(self.conv(x).relu()), 2, ceil_mode=True).flatten(1)
+
+
 class Maxout(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -695,6 +706,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]]
     "resnet": (Residual, ((3, 8, 8),)),
     "pre-activation": (PreActivation, ((3, 6, 6),)),
     "deep u-net": (DeepUNet, ((1, 9, 8),)),
+    "gpt": (GPT, ((4, 4),)),
     "vit": (SmallViT, ((3, 8, 8),)),
     "vae": (VAE, ((1, 4, 4),)),
     "lstm classifier": (LSTMClassifier, ((2, 3),)),
@@ -725,6 +737,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[tuple[int, ...], ...]]]
     "mixture of experts": (Mixture, ((4,),)),
     "inception": (Inception, ((2, 5, 5),)),
     "super-resolution": (SuperResolution, ((1, 4, 4),)),
+    "response norm": (ResponseNorm, ((2, 5, 5),)),
     "maxout": (Maxout, ((4,),)),
     "bottleneck": (Bottleneck, ((4,),)),
     "sparse": (Sparse, ((3, 2),)),
