@@ -86,7 +86,9 @@ def one_sample(region: Region | Tensor, index: int, batch: int) -> Region | Tens
     if isinstance(region, Box):
         return Box(region.lower[at], region.upper[at])
     if isinstance(region, LpBall):
-        return LpBall(region.center[at], region.radius[at], region.p, region.clip)
+        # A number stays the double that it is: rounded to the dtype it might be smaller.
+        own = region.radius[at] if isinstance(region.eps, Tensor) else region.eps
+        return LpBall(region.center[at], own, region.p, region.clip)
     eps = region.eps
     if isinstance(eps, Tensor):
         eps = eps.expand(region.center.shape)[at]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from boundgraph.domains.regions import Box, LinfBall, Region
+from boundgraph.domains.regions import Box, LpBall, Region
 from boundgraph.errors import CertificateError
 from boundgraph.frontends.capture import capture
 from boundgraph.ir.program import Node, Program
@@ -128,17 +128,24 @@ class _Recorder:
 
 def record_region(
     program: dict[str, Any], regions: Sequence[Region | Tensor]
-) -> dict[str, dict[str, list[str]]]:
-    """Ends of each perturbed input, as hexadecimal doubles that contain the region.
+) -> dict[str, dict[str, Any]]:
+    """Ends of each perturbed input, as hexadecimal doubles that contain the region, and its ball.
 
     Raises:
-        CertificateError: a region that is no box.
+        CertificateError: a kind of region that the checker does not know.
     """
     moving = [region for region in regions if not isinstance(region, Tensor)]
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for given, region in zip(program["inputs"], moving, strict=True):
         lower, upper = _ends(region)
         found[given["name"]] = {"lower": hexadecimal(lower), "upper": hexadecimal(upper)}
+        if isinstance(region, LpBall):
+            radius = _double(torch.as_tensor(region.eps, dtype=torch.float64))
+            found[given["name"]]["ball"] = {
+                "center": hexadecimal(_double(region.center)),
+                "radius": hexadecimal(radius)[0],
+                "norm": int(region.p),
+            }
     return found
 
 
@@ -155,9 +162,9 @@ def _hex(value: float) -> str:
 def _ends(region: Region) -> tuple[np.ndarray, np.ndarray]:
     if isinstance(region, Box):
         return _double(region.lower), _double(region.upper)
-    if not isinstance(region, LinfBall):
+    if isinstance(region, LpBall) and region.p not in (1.0, 2.0):
         raise CertificateError(
-            f"a {type(region).__name__} is no box: certificates are for Box and LinfBall"
+            f"a ball of the {region.p:g}-norm: certificates are for Box, LinfBall, L1Ball, L2Ball"
         )
     center = _double(region.center)
     eps = _double(torch.as_tensor(region.eps, dtype=torch.float64))

@@ -148,6 +148,8 @@ class _Attempt:
     def _deep(self, at: int) -> bool:
         """Whether a walk can beat the interval: not for one map of the inputs."""
         sources = [source for source, _ in self.network.steps[at].parts]
+        if any(source in self.engine.balls for source in sources):
+            return True
         return len(sources) != 1 or bool(
             self.network.steps[sources[0]].parts or self.network.steps[sources[0]].source >= 0
         )

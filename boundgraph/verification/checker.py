@@ -2,8 +2,9 @@
 
     python checker.py out.json [--weights weights.npz] [--exact] [--json]
 
-What is proved: for every input of the box, the network *over the real numbers* (stored weights
-taken as exact reals) makes some row of every clause positive. Nothing in the file is trusted:
+What is proved: for every input of the region (a box, perhaps met with a ball), the network *over
+the real numbers* (stored weights taken as exact reals) makes some row of every clause positive.
+Nothing in the file is trusted:
 
 - Weights must hash to what the file says, and the file to its own seal.
 - Recorded slopes choose among lines whose offsets are derived here, so any slope is sound.
@@ -144,7 +145,12 @@ class Check:
             self.network.position[name]: self._ends(pair, self.network.position[name])
             for name, pair in proof["slopes"].items()
         }
-        self.engine = Engine(self.network, region, slopes)
+        balls = {
+            i: self._ball(document["region"][given["name"]]["ball"], i)
+            for i, given in enumerate(inputs)
+            if "ball" in document["region"][given["name"]]
+        }
+        self.engine = Engine(self.network, region, slopes, balls)
 
     def run(self) -> tuple[float, ...]:
         """Derive everything anew; the proved margin of each clause."""
@@ -166,6 +172,12 @@ class Check:
     def _ends(self, pair: Mapping[str, list[str]], at: int) -> tuple[Array, Array]:
         size = self.network.steps[at].size
         return self.numbers(pair["lower"], size), self.numbers(pair["upper"], size)
+
+    def _ball(self, given: Mapping[str, Any], at: int) -> tuple[Array, Any, int]:
+        center = self.numbers(given["center"], self.network.steps[at].size)
+        radius, norm = self.numbers([given["radius"]])[0], given["norm"]
+        require(norm in (1, 2) and radius >= 0, f"a ball of norm {norm!r} and radius {radius}")
+        return center, radius, norm
 
     def _establish(self, at: int, recorded: Mapping[str, list[str]] | None) -> None:
         """Enclose a value by its interval, and by its recorded bound once that is derived."""

@@ -99,6 +99,17 @@ class Arithmetic:
         """At least `|weights|·vector`, for a vector of non-negative numbers."""
         return self.above(np.abs(weights) @ vector, len(vector))
 
+    def dual_norm(self, rows: Array, norm: int) -> Array:
+        """At least the largest `rows·v` over the unit ball of the 1- or 2-norm."""
+        if norm == 1:
+            return np.abs(rows).max(-1)
+        total = self.above((rows * rows).sum(-1), rows.shape[-1])
+        if not self.exact:
+            return self.up(np.sqrt(total))
+        roots = [Fraction(math.isqrt(v.numerator * v.denominator << 200) + 1, v.denominator << 100)
+                 for v in total]  # fmt: skip
+        return np.array(roots, dtype=object)
+
     def quotient(self, numerator: Array, denominator: Array) -> tuple[Array, Any]:
         """`numerator / denominator` and its relative error."""
         require(bool(np.all(denominator != 0)), "division by 0")
@@ -210,9 +221,13 @@ class Engine:
         network: steps in order.
         region: ends of each input.
         slopes: step position -> slopes (below, above) of its lines.
+        balls: input position -> centre, radius and norm (1 or 2) of a ball that it lies in, too.
     """
 
-    def __init__(self, network: Any, region: list[tuple[Array, Array]], slopes: Any) -> None:
+    def __init__(
+        self, network: Any, region: list[tuple[Array, Array]], slopes: Any, balls: Any = None
+    ) -> None:
+        self.balls: dict[int, tuple[Array, Any, int]] = balls or {}
         self.network, self.ar, self.slopes = network, network.arithmetic, slopes
         self.ends: dict[int, tuple[Array, Array]] = {}
         self._reach: dict[tuple[int, int], Array] = {}
@@ -350,11 +365,18 @@ class Engine:
         return total if best is None else np.maximum(total, best)
 
     def least(self, form: Array, at: int) -> Array:
-        """Lower bounds of `form·v` from the enclosure of v alone."""
+        """Lower bounds of `form·v` from the enclosure of v alone: `|v − c| <= r`, or `‖v − c‖ <= r`
+        and the dual norm."""
         ar, (center, radius) = self.ar, self._center(*self.ends[at])
         n = len(center) + 1
         wide = ar.up(radius + ar.up(ar.gamma(n) * np.abs(center)))
-        return ar.down(form @ center - ar.sum_above(form, wide))
+        least = ar.down(form @ center - ar.sum_above(form, wide))
+        if at in self.balls:
+            center, reach, norm = self.balls[at]
+            near = form @ center - ar.sum_above(form, ar.up(ar.gamma(n) * np.abs(center)))
+            spread = ar.up(ar.dual_norm(form, norm) * reach)
+            least = np.maximum(least, ar.down(ar.down(near) - spread))
+        return least
 
     def _sum(self, at: int, parts: list[Array], total: Array) -> tuple[Array, Array]:
         """Readers of one value add their forms, each addition with one rounding."""

@@ -311,15 +311,16 @@ def _draw(seed: str) -> tuple[str, str, nn.Module, list[Any]]:
 
 def _checked(seed: str, points: int) -> tuple[str, str, dict[str, int], UnsupportedError | None]:
     """Checks of each method on a drawn case, none of which may miss."""
-    network, region, model, regions = _draw(seed)
-    methods = BALL_METHODS if isinstance(regions[0], LpBall) else BOX_METHODS
+    network, kind, model, regions = _draw(seed)
+    balls = any(isinstance(region, LpBall) for region in regions)
+    methods = BALL_METHODS if balls else BOX_METHODS
     options: dict[str, Any] = {"points": points, "point_of": point_of, "rounding": "sound"}
     try:
         count, missed = misses(model, regions, random.Random(seed), methods=methods, **options)
     except UnsupportedError as error:
-        return network, region, {}, error
-    assert not any(missed.values()), (seed, network, region, missed)
-    return network, region, dict.fromkeys(methods, count // len(methods)), None
+        return network, kind, {}, error
+    assert not any(missed.values()), (seed, network, kind, missed)
+    return network, kind, dict.fromkeys(methods, count // len(methods)), None
 
 
 def test_drawn_cases() -> None:
