@@ -37,6 +37,8 @@ class CompileOptions:
         max_memory: bytes that a call may take for its bounds; None for a default.
         keep_clean: where statistics come from a clean batch, its logits and statistics are
             outputs, too (internal; a training loss needs no second clean pass then).
+        masked: inputs behind the first are masks of dropout, so that the clean logits come from
+            the program in any case (internal).
         tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
@@ -58,6 +60,7 @@ class CompileOptions:
     norms: tuple[tuple[str, float], ...] = ()
     linear: bool = False
     keep_clean: bool = False
+    masked: bool = False
     tune_for: str = "cpu"
     tracks: bool = False
     max_time: float | None = None

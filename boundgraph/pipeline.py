@@ -52,9 +52,10 @@ def pipeline(
         steps.append(FuseAttention())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
-        steps += [CleanStatistics(keep=options.keep_clean), AbsorbBias()]
+        copies = CleanStatistics(keep=options.keep_clean, always=options.masked)
+        steps += [copies, AbsorbBias()]
     normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
-    others = options.training and options.keep_clean and normalizes
+    others = options.training and options.keep_clean and (normalizes or options.masked)
     if isinstance(options.spec, Margin):
         steps.append(AttachMargin(options.spec.classes, others=others))
         if isinstance(options.spec, OtherMargins):

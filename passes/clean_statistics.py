@@ -26,17 +26,20 @@ class CleanStatistics(Pass):
         keep: the clean outputs become outputs, too, and after them the mean and unbiased
             variance of each normalisation, in order: all that a separate clean pass of the
             model would give.
+        always: also where nothing normalises, because other inputs than x are shared.
     """
 
     symbol: str = "n"
     keep: bool = False
+    always: bool = False
 
     name: ClassVar[str] = "clean-statistics"
     stage: ClassVar[Stage] = Stage.CONCRETE
     effect: ClassVar[Effect] = Effect.RELAXES
 
     def run(self, program: Program) -> Program:
-        if not any(node.op == "batch_norm_train" for node in program.nodes):
+        normalizes = any(node.op == "batch_norm_train" for node in program.nodes)
+        if not normalizes and not self.always:
             return program
         clean: dict[str, Value] = {}
         inputs = []

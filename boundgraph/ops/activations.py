@@ -363,5 +363,6 @@ def _dropout(b: Lowering, input: Value, p: float, training: bool) -> Value:
     return b.reject(
         "dropout is in training mode: its output is random, so no bound on it is a "
         "property of the network",
-        help="call model.eval() before bounding or certifying",
+        help="call model.eval() before bounding or certifying; in MixedLoss, dropout must be a "
+        "layer such as nn.Dropout, whose mask is shared with the clean pass",
     )

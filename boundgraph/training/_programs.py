@@ -14,12 +14,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from boundgraph.compiler import compile
 from boundgraph.domains.regions import Box
 from boundgraph.domains.specs import CrossEntropy, Margin, OtherMargins
-from boundgraph.errors import SpecError
+from boundgraph.errors import ConfigError, SpecError
 from boundgraph.fingerprint import changed, fingerprint
 from boundgraph.ops._whole import copy_over, tensor_at, tensor_names
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import normalizations, replaceable
+from boundgraph.training._dropout import Mask, Masked, draw_masks, drops
 
+_Made = tuple[BoundProgram, tuple[_BatchNorm, ...] | None, tuple[Mask, ...]]
 # Programs of one loss; more mean that something changes all the time.
 _MOST = 16
 
@@ -78,13 +80,15 @@ class ProgramCache:
         classes: number of classes of the model it belongs to.
         normalizations: the modules whose statistics it returns beside the clean logits; None
             where it returns bounds only.
+        masks: what its inputs behind the first are.
     """
 
     def __init__(self) -> None:
         self.active: BoundProgram | None = None
         self.classes = 0
         self.normalizations: tuple[_BatchNorm, ...] | None = None
-        self._programs: dict[Hashable, tuple[BoundProgram, int, tuple[_BatchNorm, ...] | None]] = {}
+        self.masks: tuple[Mask, ...] = ()
+        self._programs: dict[Hashable, tuple[int, _Made]] = {}
         # Keeps every part of a key alive, so that no id in a key is ever reused.
         self._alive: list[object] = []
         self._key: Hashable = None
@@ -122,11 +126,11 @@ class ProgramCache:
             self._settle(state)
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            program, found = _compiled(model, example, method, classes, tune_for, fused, tracks)
-            self._programs[key] = (program, classes, found)
+            made = _compiled(model, example, method, classes, tune_for, fused, tracks)
+            self._programs[key] = (classes, made)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key, self._state = key, state
-        self.active, self.classes, self.normalizations = self._programs[key]
+        self.classes, (self.active, self.normalizations, self.masks) = self._programs[key]
 
     def _settle(self, state: tuple[Any, ...]) -> None:
         """Forget old programs where a model changes on and on, and say what changes."""
@@ -151,15 +155,29 @@ def _compiled(
     tune_for: str | None,
     fused: bool,
     tracks: bool,
-) -> tuple[BoundProgram, tuple[_BatchNorm, ...] | None]:
+) -> _Made:
     """A program for training, with clean outputs where they can replace a pass of the model."""
     # Each margin is a row that a backward method carries; intervals have all of them at once.
     rows = OtherMargins if method in ("crown-ibp", "crown") else Margin
 
+    source: nn.Module = model
+    masks: tuple[Mask, ...] = ()
+    if drops(model):
+        masked = Masked(model)
+        source, masks = masked, masked.calls(example)
+        if fused or tracks or not replaceable(model):
+            raise ConfigError(
+                "dropout in training mode shares its masks between the clean pass and the bounds, "
+                "which cannot be combined with fused=True, beta=, hooks, parametrizations or "
+                "buffers of the model's own; put the dropout layers into evaluation mode"
+            )
+
     def make(keep_clean: bool) -> BoundProgram:
         return compile(
-            model,
+            source,
             Box(example, example),
+            *draw_masks(masks, example),
+            masked=bool(masks),
             method=method,
             spec=(CrossEntropy if fused else rows)(classes),
             training=True,
@@ -169,11 +187,18 @@ def _compiled(
             tune_for=tune_for,
         )
 
+    if masks:
+        program = make(keep_clean=True)
+        normalizes = any(node.op == "batch_mean" for node in program.ir.nodes)
+        found = normalizations(program.ir, source) if normalizes else ()
+        if found is None:
+            raise ConfigError("a normalisation beside dropout is not a module of the model")
+        return program, found, masks
     if fused or tracks:
         # Its two outputs are the bounds; the clean logits take a pass of their own.
-        return make(keep_clean=False), None
+        return make(keep_clean=False), None, ()
     program = make(keep_clean=replaceable(model))
     if not program.needs_clean or len(program.ir.outputs) == 1:
-        return program, None
+        return program, None, ()
     found = normalizations(program.ir, model)
-    return (program, found) if found is not None else (make(keep_clean=False), None)
+    return (program, found, ()) if found is not None else (make(keep_clean=False), None, ())

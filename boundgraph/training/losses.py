@@ -27,6 +27,7 @@ from boundgraph.domains.specs import OtherMargins
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import move_statistics
+from boundgraph.training._dropout import draw_masks, drops
 from boundgraph.training._fusion import clean_losses, fused_bound, margin_bound
 from boundgraph.training._programs import ProgramCache, inner_module
 from boundgraph.training.controllers import ConstantController, Controller, make_controller
@@ -219,7 +220,8 @@ class MixedLoss(TrainingLoss):
 
     The bound program is compiled when first needed, once per shape of a sample, dtype,
     device and state of the model's attributes (its training mode among them), and used for
-    every batch size.
+    every batch size. Dropout layers (`nn.Dropout`, `nn.Dropout1d` to `3d`) in training mode draw
+    one mask for the batch, which the clean pass and the bounds share.
 
     Args:
         model: maps `[batch, ...]` to logits `[batch, classes]`. Wrapped in DDP, the clean
@@ -338,6 +340,11 @@ class MixedLoss(TrainingLoss):
         """
         tracks = self.beta is not None
         model = inner_module(self.model)
+        if model is not self.model and drops(model):
+            raise ConfigError(
+                "dropout in training mode is not supported in a DistributedDataParallel wrapper, "
+                "whose own pass would draw other masks; put the dropout layers into evaluation mode"
+            )
         self._cache.select(
             model, x, self.method, fused=self.fused, tracks=tracks, tune_for=self.tune_for
         )
@@ -354,7 +361,7 @@ class MixedLoss(TrainingLoss):
 
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])
-        logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y)
+        logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y, index)
         clean_loss = clean_losses(logits, y).mean()
         if self.fused:
             assert isinstance(outputs, tuple)
@@ -372,9 +379,11 @@ class MixedLoss(TrainingLoss):
         )
 
     def _clean_and_bounds(
-        self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor
+        self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor, index: Tensor | None
     ) -> tuple[Tensor, Interval | tuple[Interval, ...]]:
         """Logits of the batch, and what the program bounds of the chosen samples."""
+        if self._cache.masks:
+            return self._masked(x, chosen_x, chosen_y, index)
         program, regions = self.program, (self.region(chosen_x),)
         modules = self._cache.normalizations
         if modules is None:
@@ -385,6 +394,17 @@ class MixedLoss(TrainingLoss):
         if inner_module(self.model) is not self.model or torch.is_autocast_enabled(x.device.type):
             return self.model(x), margins
         move_statistics(modules, statistics)
+        return logits, margins
+
+    def _masked(
+        self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor, index: Tensor | None
+    ) -> tuple[Tensor, Interval]:
+        """The same under dropout: bounds of a sample take the masks of its clean pass."""
+        masks = draw_masks(self._cache.masks, x)
+        chosen = masks if index is None else tuple(mask[index] for mask in masks)
+        inputs: tuple[Interval | Tensor, ...] = (self.region(chosen_x), *chosen)
+        margins, logits, *statistics = self.program.run(inputs, chosen_y, (x, *masks))
+        move_statistics(self._cache.normalizations or (), statistics)
         return logits, margins
 
     def end_epoch(self, epoch_metrics: Mapping[str, float]) -> float:
