@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import boundgraph as bg
-from boundgraph.testing import check_model
 from boundgraph.errors import ConfigError, UnsupportedError
+from boundgraph.testing import check_model
 from boundgraph.training._dropout import Masked, draw_masks
 
 
