@@ -27,6 +27,9 @@ def difference(method: str, subset: int | None, fault: bool = False) -> float:
     for interpret in (False, True):
         model = network()
         loss_fn = MixedLoss(model, 0.1, method=method, subset=subset, seed=0)
+        if interpret:
+            # The program that the report uses, so that a fault is planted into that one.
+            loss_fn.tune_for = "cuda"
         loss_fn.prepare(x, y)
         if interpret and fault:
             for node in loss_fn.program.graph_module.graph.nodes:
