@@ -223,7 +223,7 @@ def test_the_program_reads() -> None:
 
 
 class OnlyExport(nn.Module):
-    """Shapes that symbolic tracing cannot follow, and a value computed from parameters."""
+    """A loop that symbolic tracing cannot follow, and a value computed from parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,6 +233,8 @@ class OnlyExport(nn.Module):
         if x.ndim > 2:
             x = x.flatten(1)
         state = torch.zeros(x.shape[0], 3)
+        for column in x.unbind(1):
+            state = state + column[:, None]
         return torch.tanh(self.linear(x) + state + torch.arange(3))
 
 

@@ -260,7 +260,7 @@ def test_removing_an_op_changes_what_a_bound_function_compiles():
 def test_a_leaf_keeps_live_parameters(frontend):
     module = Attend(4)
     sample = lambda rng: OpCase(((rng.randint(1, 3), 4),))  # noqa: E731
-    with bg.leaf(module, interval=attend_interval, sample=sample, name="attend") as op:
+    with bg.leaf(module, interval=attend_interval, sample=sample, name="my_attend") as op:
         check_op(op, cases=20)
         model = Net(module).eval()
         assert check_model(model, region(), methods=METHODS, points=8, frontend=frontend)
@@ -273,8 +273,8 @@ def test_a_leaf_keeps_live_parameters(frontend):
         ratio = (after.upper - after.lower) / (before.upper - before.lower)
         assert torch.allclose(ratio, torch.tensor(3.0))
         # A copy is another module: it is traced as usual.
-        assert "interval.attend" not in str(bg.compile(copy.deepcopy(model), region()).ir)
-        with pytest.raises(ConfigError, match="registered already, as 'attend'"):
+        assert "interval.my_attend" not in str(bg.compile(copy.deepcopy(model), region()).ir)
+        with pytest.raises(ConfigError, match="registered already, as 'my_attend'"):
             bg.freeze(module)
     assert "forward" not in module.__dict__
 
