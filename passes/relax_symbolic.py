@@ -14,7 +14,7 @@ from boundgraph.ir.types import IntervalType, Shape, Stage, SymbolicType, Tensor
 from boundgraph.ops import Kind, OpSpec
 from boundgraph.ops._sound import SOUND
 from boundgraph.ops._sound_symbolic import SYMBOLS, carries
-from boundgraph.ops._sound_terms import attributes, precision_of
+from boundgraph.ops._sound_terms import attributes, precision_of, turns
 from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
 from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
@@ -288,7 +288,7 @@ class _Run:
         spec = ops.get(node.op)
         if self.options.sound and spec is not None:
             op = op.replace(SYMBOLIC, SYMBOLIC + SOUND)
-            attrs |= attributes(spec, node.inputs, node, wide=True)
+            attrs |= attributes(spec, node.inputs, node, wide=True) | turns(spec, node.inputs)
             attrs[SYMBOLS] = sum(self.symbols[name] for name in blocks)
         return self.builder.add(op, operands, type_, attrs, name=node.result.name, span=node.span)
 

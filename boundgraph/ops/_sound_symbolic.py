@@ -2,6 +2,7 @@
 
 - An affine op acts on centre and generators; with n terms in a sum these are off by γ(n)|L| times
   their sizes, which goes into the error, itself propagated by |L|: one more product for the op.
+  Centres go through long sums in float64 (`wide`), generators through linear layers in turns.
 - An op that only moves elements is exact.
 - An element-wise op with lines that hold exactly maps by those of one slope; the new symbols take
   all errors so far.
@@ -11,6 +12,7 @@ From any other op the value starts anew from its sound interval.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
@@ -74,10 +76,12 @@ def _linear(spec: OpSpec) -> Rule:
         how, attrs = Centre.of(terms, attrs)
         assert spec.symbolic is not None
         exact: Symbolic = spec.symbolic(*operands, **attrs)
-        center = exact.center
+        center, blocks = exact.center, exact.blocks
         if how.wide:
             parts = [v.center if isinstance(v, Symbolic) else v for v in operands]
             center = how.run(spec, parts, attrs)
+        if how.parts > 1:
+            blocks = _in_turns(spec, operands, how.parts, attrs)
         if spec.kind is Kind.STRUCTURAL:
             error = _moved(spec, operands, attrs)
         else:
@@ -85,9 +89,24 @@ def _linear(spec: OpSpec) -> Rule:
             if how.wide:
                 error = error + center.abs() * (2.0 * p.unit)
             error = grown(error, p)
-        return SoundSymbolic(center, exact.blocks, error, p)
+        return SoundSymbolic(center, blocks, error, p)
 
     return rule
+
+
+def _in_turns(spec: OpSpec, operands: Sequence[Any], parts: int, attrs: Any) -> dict[str, Tensor]:
+    """Generators through a linear layer, whose sums are taken over one part of it at a time."""
+    x, weight, *rest = operands
+    assert spec.symbolic is not None
+    total: dict[str, Tensor] = {}
+    for k in range(parts):
+
+        def part(of: Tensor, k: int = k) -> Tensor:
+            return of.unflatten(-1, (parts, -1)).select(-2, k)
+
+        found = spec.symbolic(Symbolic.map(x, part, part), part(weight), *rest, **attrs)
+        total = {n: total[n] + g if n in total else g for n, g in found.blocks.items()}
+    return total
 
 
 def _moved(spec: OpSpec, operands: Any, attrs: Any) -> Tensor | None:
@@ -116,7 +135,7 @@ def _error(
     """The errors of the operands through |L|, and what the op's own roundings cost."""
     assert spec.magnitude is not None
     lost = 2.0 * p.gamma(how.full + 8)
-    own = p.gamma(how.full + 4)
+    share, own = how.share(p), p.gamma(-(-how.full // how.parts) + how.parts + 4)
     underflow = 16.0 * (symbols + 4) * (how.full + 4) * p.tiny
     sizes = {}
     for i, value in enumerate(operands):
@@ -125,13 +144,13 @@ def _error(
             sizes[i] = (value.center.abs(), _zero_or(reach, value.center), value.error)
     if spec.centred:
         size, reach, error = sizes[0]
-        spread = size * how.share(p) + reach * own + 16.0 * (symbols + 4) * p.tiny
+        spread = size * share + reach * own + 16.0 * (symbols + 4) * p.tiny
         if error is not None:
             spread = spread + error
         total = spec.magnitude(spread * (1.0 + lost), *operands[1:], **attrs) + underflow
         offset = offset_of(spec, operands[0].center, operands[1:], attrs)
         if offset is not None:
-            total = total + offset * (how.share(p) * (1.0 + lost))
+            total = total + offset * (share * (1.0 + lost))
         if spec.rounding.scales:
             total = total + (size + reach) * (16.0 * p.tiny)
         return total  # type: ignore[no-any-return]
@@ -144,8 +163,10 @@ def _error(
         ]
         return spec.magnitude(*given, **attrs)  # type: ignore[no-any-return,misc]
 
-    rounded = through({i: size + reach for i, (size, reach, _) in sizes.items()}, False)
-    total = rounded * (own * (1.0 + lost)) + underflow
+    centers = through({i: size for i, (size, _, _) in sizes.items()}, False)
+    generators = through({i: reach for i, (_, reach, _) in sizes.items()}, True)
+    total = centers * ((share if how.wide else own) * (1.0 + lost))
+    total = total + generators * (own * (1.0 + lost)) + underflow
     if any(error is not None for _, _, error in sizes.values()):
         errors = {i: _zero_or(error, size) for i, (size, _, error) in sizes.items()}
         total = total + through(errors, True) * (1.0 + lost)

@@ -13,6 +13,7 @@ from boundgraph.ir.types import Dim, evaluate_shape
 from boundgraph.ops._infer import PROBES, evaluate, meta_tensor
 from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS, WIDE
 from boundgraph.ops._spec import Kind, OpSpec, broadcast_batch, keep_batch
+from boundgraph.ops.linear import in_blocks
 
 # Sums shorter than this are taken in the dtype of the program: float64 would gain nothing.
 _LONG = 8
@@ -52,6 +53,16 @@ def attributes(
     if executed and spec.centred:
         found |= {TERMS: found[TERMS] + full + 4, FULL: 2 * full + 4}
     return found
+
+
+def turns(spec: OpSpec, operands: Sequence[Value]) -> dict[str, int]:
+    """Parts that the generators of a zonotope go through a linear layer in."""
+    if spec.name not in ("linear", "linear_margin"):
+        return {}
+    columns = operands[1].type.shape[1]
+    assert isinstance(columns, int)
+    parts = in_blocks(columns, most=8)
+    return {PARTS: parts} if parts > 1 else {}
 
 
 def _in_float64(spec: OpSpec, terms: int, precision: str) -> bool:

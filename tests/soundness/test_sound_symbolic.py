@@ -77,6 +77,30 @@ def test_contains_the_exact_value() -> None:
     assert not any(missed.values()), missed
 
 
+def wide_layers() -> tuple[nn.Module, bg.Box]:
+    """Sums long enough to be taken in turns."""
+    torch.manual_seed(3)
+    model = nn.Sequential(
+        nn.Linear(12, 64), nn.ReLU(), nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 4)
+    ).eval()
+    center = torch.rand(2, 12)
+    return model, bg.Box(center - 1 / 255, center + 1 / 255)
+
+
+@pytest.mark.parametrize("method", ["symbolic", "mix"])
+def test_long_sums_in_turns_are_narrow_and_contain_the_exact_value(method: str) -> None:
+    model, box = wide_layers()
+    program = bg.compile(model, box, method=method, rounding="sound", spec=bg.Margin(4))
+    assert "parts=" in str(program.ir)
+    options: dict[str, Any] = {"methods": (method,), "points": 2, "rounding": "sound"}
+    assert misses(model, [box], random.Random(0), **options)[1][method] == 0
+    labels = torch.zeros(2, dtype=torch.long)
+    found = program(box, labels=labels)
+    model, box = model.double(), bg.Box(box.lower.double(), box.upper.double())
+    ideal = bg.bound(model, method=method, spec=bg.Margin(4))(box, labels=labels)
+    assert float(found.width.mean().detach()) < 1.001 * float(ideal.width.mean().detach())
+
+
 def _no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = _sound_symbolic._error
     monkeypatch.setattr(_sound_symbolic, "_error", lambda *args: whole(*args) * 0.0)
@@ -103,6 +127,15 @@ def _errors_stay_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_sound_symbolic, "_error", own)
 
 
+def _only_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = _sound_symbolic._in_turns
+
+    def first(spec: Any, operands: Any, parts: int, attrs: Any) -> dict[str, Tensor]:
+        return {name: g / parts for name, g in whole(spec, operands, parts, attrs).items()}
+
+    monkeypatch.setattr(_sound_symbolic, "_in_turns", first)
+
+
 def _no_symbols(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(SoundSymbolic, "reach", lambda self, symbols: None)
 
@@ -111,6 +144,7 @@ FAULTS: dict[str, tuple[Any, Any]] = {
     "rounding of an affine op is forgotten": (_no_rounding, lambda: cancelling(2)),
     "float64 is claimed and not used": (_not_in_float64, lambda: cancelling(8)),
     "errors of an operand are forgotten": (_errors_stay_behind, lambda: cancelling(2)),
+    "only one turn is taken": (_only_one_turn, wide_layers),
     "generators count for nothing": (_no_symbols, branches),
 }
 
