@@ -49,18 +49,20 @@ GIGABYTE = 1 << 30
 BATCH = 10
 
 
-def check(name: str, method: str, eps: float, points: int, double: bool) -> dict[str, Any]:
+def check(double: bool, **task: Any) -> dict[str, Any]:
     """The check in float32; in float64 where the bounds overflow, or are known to."""
     found: dict[str, Any] = {"finite": False}
     if not double:
         with contextlib.suppress(NonFiniteError):
-            found = check_in(torch.float32, name, method, eps, points)
-    return found if found["finite"] else check_in(torch.float64, name, method, eps, points)
+            found = check_in(torch.float32, **task)
+    return found if found["finite"] else check_in(torch.float64, **task)
 
 
-def check_in(dtype: torch.dtype, name: str, method: str, eps: float, points: int) -> dict[str, Any]:
+def check_in(
+    dtype: torch.dtype, name: str, method: str, eps: float, classes: int | None, points: int
+) -> dict[str, Any]:
     """Compile, bound, compare; seconds, gigabytes, width and how many points left the bounds."""
-    model = build(name).to(dtype)
+    model = build(name, classes).to(dtype)
     shape = input_shape(name)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1)).to(dtype)
     region = bg.LinfBall(x, eps=eps, clip=(0.0, 1.0))
@@ -148,9 +150,9 @@ def outside(
     }
 
 
-def check_peer(name: str, method: str, eps: float) -> dict[str, Any]:
+def check_peer(name: str, method: str, eps: float, classes: int | None) -> dict[str, Any]:
     """The same by auto_LiRPA."""
-    model, shape = build(name), input_shape(name)
+    model, shape = build(name, classes), input_shape(name)
     x = torch.rand(1, *shape, generator=torch.Generator().manual_seed(1))
     started = seconds()
     peer = Peer(model, x)
@@ -251,10 +253,12 @@ def run(options: argparse.Namespace) -> None:
     for method in options.methods:
         for name in filter(re.compile(options.models).search, names):
             for peer in (False, True) if options.peer else (False,):
-                label = f"{method} (auto_LiRPA)" if peer else method
+                label = f"{method}, {options.classes:,} outputs" if options.classes else method
+                label += " (auto_LiRPA)" if peer else ""
                 if (name, label) in done:
                     continue
                 task = {"name": name, "method": method, "eps": options.eps}
+                task["classes"] = options.classes
                 own = {"points": options.points, "double": name in double}
                 task |= {"peer": True} if peer else own
                 found = run_apart(task, options.seconds, options.gigabytes, options.threads)
@@ -270,6 +274,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", default=["classification"], choices=FAMILIES)
     parser.add_argument("--models", default="", help="regular expression on the names")
     parser.add_argument("--methods", nargs="*", default=METHODS)
+    parser.add_argument("--classes", type=int, help="outputs; default: ten, of pixels two")
     parser.add_argument("--eps", type=float, default=1e-4)
     parser.add_argument("--points", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=600.0)

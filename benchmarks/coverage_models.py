@@ -53,14 +53,14 @@ def input_shape(name: str) -> tuple[int, ...]:
     return (3, size, size)
 
 
-def build(name: str) -> Any:
-    """A model with few classes, in evaluation mode; transformers are built for a size."""
+def build(name: str, classes: int | None = None) -> Any:
+    """A model in evaluation mode, of few classes by default; transformers are built for a size."""
     import torch
     from torchvision import models
 
     torch.manual_seed(0)
     family, shape = family_of(name), input_shape(name)
-    options: dict[str, Any] = {"weights": None, "num_classes": CLASSES[family]}
+    options: dict[str, Any] = {"weights": None, "num_classes": classes or CLASSES[family]}
     if family == "segmentation":
         options["weights_backbone"] = None
     if name in ("googlenet", "inception_v3"):
