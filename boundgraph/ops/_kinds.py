@@ -10,6 +10,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines
 from boundgraph.domains.symbolic import Symbolic, diagonal
+from boundgraph.ops._sharing import shared
 from boundgraph.ops._spec import (
     UNDECLARED,
     BatchRule,
@@ -227,11 +228,13 @@ def elementwise(
             return Fallback()
         return curve(*rest, **attrs) if callable(curve) else curve
 
+    @shared
     def band(pre: Interval, *rest: Tensor, **attrs: Any) -> Parallel:
         if parallel is not None:
             return parallel(pre, *rest, **attrs)
         return shape(rest, attrs).parallel(scalar(rest, attrs), pre)
 
+    @shared
     def two_lines(pre: Interval, *rest: Any, **attrs: Any) -> Lines:
         if lines is not None:
             return lines(pre, *rest, **attrs)

@@ -21,6 +21,7 @@ from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import InternalError
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import IntervalType
+from boundgraph.ops._sharing import sharing
 from boundgraph.runtime.interpret import DimSizes, run_node
 
 MODEL, CONSTANTS = "model", "constants"
@@ -82,13 +83,14 @@ def emit(program: Program, model: nn.Module, constants: ConstantTable) -> fx.Gra
         target = f"{CONSTANTS}.{name}" if name else f"{MODEL}.{param.name}"
         values[str(param)] = fx.Proxy(graph.get_attr(target), tracer)
     sizes = DimSizes(program, values)
-    for node in program.nodes:
-        before = len(graph.nodes)
-        values[str(node.result)] = run_node(node, values, sizes)
-        # From the end: a list of the whole graph for each node would be quadratic.
-        new = len(graph.nodes) - before if node.span else 0
-        for emitted in islice(reversed(graph.nodes), new):
-            emitted.meta["bg_origin"] = (node.result.name, node.span)
+    with sharing():
+        for node in program.nodes:
+            before = len(graph.nodes)
+            values[str(node.result)] = run_node(node, values, sizes)
+            # From the end: a list of the whole graph for each node would be quadratic.
+            new = len(graph.nodes) - before if node.span else 0
+            for emitted in islice(reversed(graph.nodes), new):
+                emitted.meta["bg_origin"] = (node.result.name, node.span)
     graph.output(tuple(_leaves(values[str(output)]) for output in program.outputs))
     merge_equal_calls(graph)
     graph.eliminate_dead_code()
