@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ from boundgraph.errors import (
     RegionError,
     SoundnessError,
 )
-from boundgraph.options import CASCADE, EXPENSIVE
+from boundgraph.options import CASCADE, EXPENSIVE, for_certifying
 from boundgraph.runtime.chunked import ChunkedProgram
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
@@ -57,6 +56,7 @@ def evaluate(
     progress: bool | Progress | None = None,
     max_memory: int | None = None,
     rounding: str = "nearest",
+    accumulate: str = "float64",
 ) -> Evaluation:
     """Clean, attacked and certified accuracy over balls of a norm.
 
@@ -83,6 +83,8 @@ def evaluate(
             free.
         rounding: `"sound"` certifies the exact real network, `"nearest"` up to rounding of the
             bounds; see `docs/soundness.md`.
+        accumulate: with `"sound"` and ibp, sums of centres are taken in `"float64"`, which loses a
+            tenth of the width that `"dtype"` does and takes half as long again.
 
     Raises:
         ConfigError: a bad option, a model in training mode, or reduced precision.
@@ -112,6 +114,7 @@ def evaluate(
         seed,
         max_memory,
         rounding,
+        accumulate,
     )
     require_eval_mode(model)
     require_finite_weights(model)
@@ -139,6 +142,7 @@ class _Options:
     seed: int
     max_memory: int | None
     rounding: str = "nearest"
+    accumulate: str = "float64"
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
@@ -147,7 +151,7 @@ class _Options:
             raise RegionError(f"eps must be a finite number >= 0, got {self.eps}")
         check_counts(attack_steps=self.attack_steps, restarts=self.restarts)
         for method in self.methods:
-            CompileOptions(method, rounding=self.rounding)
+            CompileOptions(**for_certifying(method, self.rounding, self.accumulate))
         for name in ("batch_size", "limit", "max_memory"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
@@ -247,10 +251,11 @@ class _Run:
 
     def _program(self, method: str, example: Tensor, classes: int) -> ChunkedProgram:
         if method not in self.programs:
+            options = self.options
+            chosen = for_certifying(method, options.rounding, options.accumulate)
 
             def build(pair: Tensor) -> BoundProgram:
-                region = ball(pair, self.options.eps, self.options.norm)
-                chosen: dict[str, Any] = {"method": method, "rounding": self.options.rounding}
+                region = ball(pair, options.eps, options.norm)
                 return compile(self.model, region, spec=Margin(classes), **chosen)
 
             self.programs[method] = ChunkedProgram(build, example, self.options.max_memory)

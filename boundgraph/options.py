@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from boundgraph.domains.specs import CrossEntropy, LinearSpec, Margin, Spec
 from boundgraph.errors import ConfigError
@@ -15,6 +16,21 @@ SCHEDULES = ("auto", "forward", "backward")
 CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")
 EXPENSIVE = ("crown", "alpha-crown")
 TARGETS = ("real", "executed")
+ACCUMULATE = ("dtype", "float64")
+
+
+def for_certifying(method: str, rounding: str, accumulate: str) -> dict[str, Any]:
+    """Options of a program that decides verdicts: `accumulate` is for `ibp` with sound rounding.
+
+    Raises:
+        ConfigError: `accumulate` is unknown.
+    """
+    if accumulate not in ACCUMULATE:
+        raise ConfigError(f"accumulate must be 'dtype' or 'float64', got {accumulate!r}")
+    options: dict[str, Any] = {"method": method, "rounding": rounding}
+    if rounding == "sound" and method == "ibp":
+        options["accumulate"] = accumulate
+    return options
 
 
 @dataclass(frozen=True)
@@ -121,7 +137,7 @@ class CompileOptions:
             raise ConfigError(f"target must be one of {', '.join(TARGETS)}, got {self.target!r}")
         if self.target != "real" and not self.sound:
             raise ConfigError(f"target={self.target!r} needs rounding='sound'")
-        if self.accumulate not in ("dtype", "float64"):
+        if self.accumulate not in ACCUMULATE:
             raise ConfigError(f"accumulate must be 'dtype' or 'float64', got {self.accumulate!r}")
         fits = self.sound and self.target == "real" and self.method == "ibp"
         if self.accumulate == "float64" and not fits:

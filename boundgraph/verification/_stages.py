@@ -18,6 +18,7 @@ from boundgraph.domains.symbolic import Symbolic
 from boundgraph.errors import InternalError, MemoryBudgetError, OutOfTimeError
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import Dim, IntervalType, evaluate_shape
+from boundgraph.options import for_certifying
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.walks import TIGHTEN
 from boundgraph.verification.spec import Clauses
@@ -41,12 +42,14 @@ class Stages:
         regions: one sample's, for their shapes.
         max_memory: bytes that bounds may take.
         rounding: of the bounds.
+        accumulate: of sound intervals.
     """
 
     model: nn.Module
     regions: tuple[Region | Tensor, ...]
     max_memory: int
     rounding: str = "nearest"
+    accumulate: str = "float64"
     programs: dict[tuple[str, bytes], BoundProgram] = field(default_factory=dict)
     compile_seconds: float = math.inf
     seconds_per_element: float = 0.0
@@ -64,13 +67,13 @@ class Stages:
         if key not in self.programs:
             started = time.perf_counter()
             first = not self.programs
+            options = for_certifying(method, self.rounding, self.accumulate)
             self.programs[key] = compile(
                 self.model,
                 *self.regions,
-                method=method,
                 spec=LinearSpec(matrix, offset),
                 lower_only=method not in ("ibp", "symbolic", "mix"),
-                rounding=self.rounding,
+                **options,
             )
             if not first:
                 # The first one also loads what tracing needs.

@@ -16,7 +16,7 @@ from boundgraph.domains.enclosure import corners
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.errors import CertificateError, SoundnessError, UnsupportedError
-from boundgraph.options import EXPENSIVE
+from boundgraph.options import EXPENSIVE, for_certifying
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
 from boundgraph.verification._arguments import check, labels_of, methods_of, one_sample
@@ -71,6 +71,7 @@ def verify(
     progress: bool | Report | None = None,
     certificate: bool = False,
     rounding: str = "nearest",
+    accumulate: str = "float64",
 ) -> Verdict | list[Verdict]:
     """Prove a property on a region, find an input that breaks it, or say why neither worked.
 
@@ -97,6 +98,8 @@ def verify(
             (`docs/certificates.md`), or the reason why it has none.
         rounding: `"sound"` proves the property of the exact real network, `"nearest"` up to
             rounding of the bounds; see `docs/soundness.md`.
+        accumulate: with `"sound"` and ibp, sums of centres are taken in `"float64"`, which loses a
+            tenth of the width that `"dtype"` does and takes half as long again.
 
     Returns:
         The verdict for a batch of one; for a larger batch a list, one verdict per sample.
@@ -118,9 +121,9 @@ def verify(
     batch = check(model, regions, spec, timeout, max_memory)
     names, chosen = methods_of(methods), labels_of(labels, batch, spec)
     for name in names:
-        CompileOptions(name, rounding=rounding)
+        CompileOptions(**for_certifying(name, rounding, accumulate))
     memory = default_memory(_device(regions[0])) if max_memory is None else max_memory
-    stages = Stages(model, regions, memory, rounding)
+    stages = Stages(model, regions, memory, rounding, accumulate)
     run = _Run(stages, names, timeout, attack, seed, _reporter(progress), batch, certificate)
     with arithmetic(model, rounding), torch.inference_mode(False):
         verdicts = [

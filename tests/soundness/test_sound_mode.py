@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import boundgraph as bg
+from boundgraph import evaluation
 from boundgraph.domains.enclosure import enclosure
 from boundgraph.errors import ConfigError, RegionError, SpecError, UnsupportedError
 from boundgraph.ops import _spec
 from boundgraph.ops._sound import interval_rule, why_not
 from boundgraph.ops._spec import UNDECLARED
+from boundgraph.verification import _stages
 
 
 def network() -> nn.Module:
@@ -213,3 +216,27 @@ def test_sums_in_float64_are_narrower_and_contain_the_same() -> None:
     for options in ({}, {"rounding": "sound", "method": "crown"}, {"target": "executed"}):
         with pytest.raises(ConfigError):
             bg.compile(model, ideal, accumulate="float64", **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", ["float64", "dtype"])
+def test_verdicts_sum_centres_in_float64(accumulate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs: list[Any] = []
+
+    def recording(*args: Any, **options: Any) -> Any:
+        programs.append(bg.compile(*args, **options))
+        return programs[-1]
+
+    monkeypatch.setattr(evaluation, "compile", recording)
+    monkeypatch.setattr(_stages, "compile", recording)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
+    x = torch.rand(2, 40)
+    labels = model(x).argmax(1)
+    options: dict[str, Any] = {} if accumulate == "float64" else {"accumulate": accumulate}
+    bg.evaluate(model, (x, labels), 1e-4, method=("ibp", "crown-ibp"), rounding="sound", **options)
+    region = bg.LinfBall(x[:1], 1e-4)
+    bg.verify(model, region, bg.Margin(3), labels=labels[:1], rounding="sound", **options)
+    found = [("wide=True" in str(p.ir)) for p in programs if p.method == "ibp"]
+    assert found == [accumulate == "float64"] * 2
+    with pytest.raises(ConfigError, match="accumulate"):
+        bg.evaluate(model, (x, labels), 1e-4, rounding="sound", accumulate="float16")
