@@ -13,6 +13,7 @@ import boundgraph as bg
 from boundgraph.errors import ConfigError
 from boundgraph.ops.loss import negative_loss
 from boundgraph.training import MixedLoss
+from boundgraph.training._fusion import margin_losses
 from boundgraph.training.recipes import get_recipe, recipe_from_dict
 
 
@@ -192,3 +193,22 @@ def test_a_fused_program_is_saved_and_loaded(tmp_path: object) -> None:
     region = (loss_fn.region(x),)
     first, second = program.run(region, y), again.run(region, y)
     assert all(torch.equal(a.lower, b.lower) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_negligible_classes_change_no_loss_and_get_no_denormal_gradient(dtype):
+    margins = torch.tensor([[0.0, -3.0, 60.0, 95.0], [0.0, -200.0, -100.0, -199.0]], dtype=dtype)
+    margins.requires_grad_()
+    losses = margin_losses(margins)
+    assert torch.equal(losses, torch.logsumexp(-margins, 1))
+    (grad,) = torch.autograd.grad(losses.sum(), margins)
+    plain = -torch.softmax(-margins.detach(), 1)
+    small = plain.abs() < 1e-20
+    assert small.any() and torch.equal(grad[small], torch.zeros_like(grad[small]))
+    torch.testing.assert_close(grad, plain)
+
+
+def test_margins_that_are_not_finite_stay_visible_in_the_loss():
+    margins = torch.tensor([[0.0, torch.nan], [0.0, -torch.inf], [0.0, torch.inf]])
+    losses = margin_losses(margins)
+    assert losses[0].isnan() and losses[1] == torch.inf and losses[2] == 0.0
