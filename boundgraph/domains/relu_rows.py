@@ -55,13 +55,12 @@ class _ReluRows(torch.autograd.Function):
         new = positive * (share > 0.5) + negative * share
         spatial = tuple(range(3, coeff.dim()))
         term = negative * _offset(share, width)
+        if bias is not None:
+            term = term + new * bias.reshape(1, -1, *(1,) * len(spatial))
         if not spatial:
-            term = term if bias is None else term + new * bias
             return new, term.sum(2), new.new_zeros(())
         # First over the positions of a channel: one pass that also writes `new`.
-        sums, term = new.sum(spatial), term.sum(spatial)
-        term = term if bias is None else term + sums * bias
-        return new, term.sum(2), sums
+        return new, term.sum(spatial).sum(2), new.sum(spatial)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -106,8 +105,8 @@ class _ReluRows(torch.autograd.Function):
         of_bias = None
         if bias is not None:
             of_bias = (grad_term.unsqueeze(2) * sums).sum((0, 1))
-        of_lower = torch.where(lower <= 0, of_lower, 0.0)
-        of_upper = torch.where(upper >= 0, of_upper, 0.0)
+        # Joined, so that both are finished here and not where they are read.
+        of_lower, of_upper = torch.stack((of_lower, of_upper))
         return new, of_lower, of_upper, of_bias
 
 

@@ -246,9 +246,11 @@ def _other_classes(values: Tensor, labels: Tensor, *, classes: int) -> Tensor:
 def _other_classes_adjoint(
     coeff: Tensor, labels: Tensor, *, shapes: Any, target: Any, classes: int
 ) -> Tensor:
-    behind = _behind(labels, classes)
-    before = F.pad(torch.where(behind, 0.0, coeff), (0, 1))
-    return before + F.pad(torch.where(behind, coeff, 0.0), (1, 0))
+    column, own = torch.arange(classes, device=labels.device), labels.unsqueeze(1)
+    # Both shifts are views of one padded copy, and nothing is added.
+    padded = F.pad(coeff, (1, 1))
+    before, after = padded.narrow(-1, 1, classes), padded.narrow(-1, 0, classes)
+    return torch.where(column < own, before, torch.where(column > own, after, 0.0))
 
 
 structural(

@@ -6,7 +6,11 @@ import heapq
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import fx
+
+aten = torch.ops.aten
+VIEWS = (aten.view.default, aten.reshape.default, aten.alias.default, aten.unsqueeze.default)
 
 
 def call(graph: fx.Graph, target: Any, *args: Any, **kwargs: Any) -> fx.Node:
@@ -31,6 +35,16 @@ def ancestors(nodes: Iterable[fx.Node]) -> set[fx.Node]:
         if node not in found:
             found.add(node)
             pending += node.all_input_nodes
+    return found
+
+
+def after_tangents(graph: fx.Graph) -> set[Any]:
+    """Nodes of the backward part of a graph that will be cut into forward and backward."""
+    found: set[Any] = set()
+    for node in graph.nodes:
+        given = node.op == "placeholder" and "tangents" in str(node.target)
+        if given or not found.isdisjoint(node.all_input_nodes):
+            found.add(node)
     return found
 
 

@@ -12,11 +12,10 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass, get_hash_for_files
 
 from boundgraph.training import _graph_nodes
-from boundgraph.training._graph_nodes import ancestors, call, sort
+from boundgraph.training._graph_nodes import VIEWS, after_tangents, ancestors, call, sort
 
 aten = torch.ops.aten
 
-_VIEWS = (aten.view.default, aten.reshape.default, aten.alias.default, aten.unsqueeze.default)
 _TURNS = (aten.t.default, aten.permute.default, aten.transpose.int)
 _LIBRARY = (
     aten.convolution.default,
@@ -173,23 +172,13 @@ def _calls(graph: fx.Graph, *targets: Any) -> Iterator[Any]:
 
 def _product_groups(graph: fx.Graph) -> list[list[Any]]:
     groups: dict[Hashable, list[Any]] = defaultdict(list)
-    late = _after_tangents(graph)
+    late = after_tangents(graph)
     for node in _calls(graph, *_ROWS):
         place = _ROWS[node.target]
         rest = tuple(_key(arg) for i, arg in enumerate(node.args) if i != place)
         if _by_rows(node):
             groups[node.target, rest, str(node.kwargs), node in late].append(node)
     return [group for group in groups.values() if len(group) > 1]
-
-
-def _after_tangents(graph: fx.Graph) -> set[Any]:
-    """Nodes of the backward part of a graph that will be cut into forward and backward."""
-    found: set[Any] = set()
-    for node in graph.nodes:
-        given = node.op == "placeholder" and "tangents" in str(node.target)
-        if given or not found.isdisjoint(node.all_input_nodes):
-            found.add(node)
-    return found
 
 
 def _gradient_groups(graph: fx.Graph) -> list[list[Any]]:
@@ -262,7 +251,7 @@ def _independent(group: list[Any]) -> Iterator[Nodes]:
 
 def _computed(node: Any) -> bool:
     """Whether a generated kernel makes this value, so that it can write it anywhere."""
-    while node.target in _VIEWS:
+    while node.target in VIEWS:
         node = node.args[0]
     return node.op == "call_function" and node.target not in _LIBRARY
 
@@ -279,7 +268,7 @@ def _sum_of(node: Any) -> Hashable:
         (user,) = node.users
         if _is_plain_sum(user):
             found = (user, tuple(views))
-        elif user.target in (*_VIEWS, *_TURNS):
+        elif user.target in (*VIEWS, *_TURNS):
             views.append((user.target, str(user.args[1:])))
         else:
             break

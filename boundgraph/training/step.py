@@ -27,6 +27,7 @@ _WATCHED = ("clean loss", "bound loss", "gradient")
 def cuda_options() -> dict[str, Any]:
     """Inductor options of a step on a CUDA device, for this step only; see docs/gpu.md."""
     # Imported late: it brings torch's compiler stack.
+    from boundgraph.training._recomputed import RecomputedBounds
     from boundgraph.training._reductions import TwoStageReductions
     from boundgraph.training._shared_products import SharedProducts
 
@@ -39,12 +40,16 @@ def cuda_options() -> dict[str, Any]:
         "unroll_reductions_threshold": 16,
         # A sum over the rows of a form stays in the pass that reads them (domains/relu_rows.py).
         "realize_acc_reads_threshold": 64,
+        # What is cheap is computed where it is read, however long its expression.
+        "realize_opcount_threshold": 400,
+        "realize_reads_threshold": 24,
         # Kernels write joined operands in place; one kernel for all would read its inputs twice.
         "max_pointwise_cat_inputs": 0,
         "max_complex_pointwise_cat_inputs": 0,
         # Channels last is for tensor cores, which float32 without TF32 does not use.
         "layout_optimization": False,
         "joint_custom_pre_pass": SharedProducts(),
+        "joint_custom_post_pass": RecomputedBounds(),
         "post_grad_custom_pre_pass": TwoStageReductions(),
     }
 
