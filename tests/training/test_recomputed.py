@@ -167,7 +167,9 @@ FUSED = pytest.param("crown-ibp", True, marks=pytest.mark.nightly)
 @pytest.mark.parametrize(("method", "fused"), [("ibp", False), ("crown-ibp", False), FUSED])
 def test_a_loss(method, fused):
     torch.manual_seed(0)
-    loss_fn = MixedLoss(Residual(method == "ibp").double(), 0.05, method=method, subset=3, fused=fused, seed=0)
+    loss_fn = MixedLoss(
+        Residual(method == "ibp").double(), 0.05, method=method, subset=3, fused=fused, seed=0
+    )
     loss_fn.tune_for = "cuda"
     x, y = torch.rand(6, 1, 6, 6, dtype=torch.float64), torch.arange(6) % 4
     loss_fn.prepare(x, y)
