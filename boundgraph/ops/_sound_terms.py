@@ -11,7 +11,7 @@ import torch
 from boundgraph.ir.program import Node, Value
 from boundgraph.ir.types import Dim, evaluate_shape
 from boundgraph.ops._infer import PROBES, evaluate, meta_tensor
-from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS, WIDE
+from boundgraph.ops._sound import FULL, PARTS, PRECISION, STEP, TERMS, WIDE, exact
 from boundgraph.ops._spec import Kind, OpSpec, broadcast_batch, keep_batch
 from boundgraph.ops.linear import in_blocks
 
@@ -50,7 +50,7 @@ def attributes(
     if parts > 1:
         # An offset and what else is not a product of the sum stay as they are.
         found |= {TERMS: -(-full // parts) + parts + 1, PARTS: parts, FULL: full}
-    if executed and spec.centred:
+    if executed and spec.centred and not exact(spec):
         found |= {TERMS: found[TERMS] + full + 4, FULL: 2 * full + 4}
     return found
 

@@ -240,3 +240,17 @@ def test_verdicts_sum_centres_in_float64(accumulate: str, monkeypatch: pytest.Mo
     assert found == [accumulate == "float64"] * 2
     with pytest.raises(ConfigError, match="accumulate"):
         bg.evaluate(model, (x, labels), 1e-4, rounding="sound", accumulate="float16")
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_padding_is_part_of_an_executed_network(mode: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConstantPad2d(1, 0.1), nn.Conv2d(2, 3, 3, padding=1, padding_mode=mode), nn.Flatten()
+    ).eval()
+    x = torch.rand(1, 2, 4, 4)
+    region = bg.LinfBall(x, 0.0)
+    found = bg.bound(model, rounding="sound", target="executed")(region)
+    with torch.no_grad():
+        value = model(x)
+    assert bool(((found.lower <= value) & (value <= found.upper)).all())
