@@ -18,10 +18,9 @@ from boundgraph.ops._infer import RegistryTable
 from boundgraph.passes import DeadCode, run_pipeline
 from boundgraph.runtime.emit import ConstantTable, parameter_lookup
 from boundgraph.runtime.interpret import DimSizes, run_node
-from boundgraph.verification.checker import DTYPES
+from boundgraph.verification.checker import DERIVED, DTYPES
 
-FOLDED = "folded."
-INPUT = "input."
+FOLDED, INPUT = DERIVED
 
 
 @dataclass

@@ -14,7 +14,7 @@ import numpy as np
 
 from boundgraph.verification._record import hexadecimal
 from boundgraph.verification.checker import Check
-from boundgraph.verification.checker_bounds import Refused
+from boundgraph.verification.checker_numbers import Refused
 
 Array = np.ndarray
 # Relative to the largest bound of a value; far above the rounding of float64 sums.

@@ -22,7 +22,7 @@ from boundgraph.verification import checker
 from boundgraph.verification._record import hexadecimal, record_program, record_region
 from boundgraph.verification._search import Proof, Search
 from boundgraph.verification.checker import Checked
-from boundgraph.verification.checker_bounds import Refused
+from boundgraph.verification.checker_numbers import Refused
 from boundgraph.verification.spec import Clauses
 
 EMBED_BELOW = 1 << 20

@@ -13,9 +13,10 @@ Nothing in the file is trusted:
 - At last a row of every clause is bounded below, by what was derived, and must be above 0.
 
 An op that is unknown here is refused. So are overflow and NaN. Numbers are float64 with proved
-error bounds (`checker_bounds.py`), or exact rationals: asked for, or where float64 leaves a
-small network undecided. What one has to trust: this file, `checker_bounds.py` (how bounds are
-derived), `checker_network.py` (what ops mean), Python, numpy, and IEEE 754 hardware.
+error bounds, or exact rationals: asked for, or where float64 leaves a small network undecided.
+What one has to trust: this file, `checker_network.py` (what ops mean), `checker_maps.py` (what
+linear maps do), `checker_bounds.py` (how bounds are derived), `checker_numbers.py` (what rounding
+costs), Python, numpy, and IEEE 754 hardware.
 """
 
 from __future__ import annotations
@@ -34,19 +35,21 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from boundgraph.verification.checker_bounds import Arithmetic, Array, Engine, Refused, require
+    from boundgraph.verification.checker_bounds import Engine
     from boundgraph.verification.checker_network import Network
-else:  # run as a script, beside the other two
-    from checker_bounds import (  # type: ignore[import-not-found,no-redef]
+    from boundgraph.verification.checker_numbers import Arithmetic, Array, Refused, require
+else:  # run as a script, beside the others
+    from checker_bounds import Engine  # type: ignore[import-not-found,no-redef]
+    from checker_network import Network  # type: ignore[import-not-found,no-redef]
+    from checker_numbers import (  # type: ignore[import-not-found,no-redef]
         Arithmetic,
         Array,
-        Engine,
         Refused,
         require,
     )
-    from checker_network import Network  # type: ignore[import-not-found,no-redef]
 
 FORMAT = "boundgraph certificate 1"
+DERIVED = ("folded.", "input.")  # tensors that no file of a model's weights holds
 DTYPES = ("float16", "float32", "float64", "int64", "int32", "bool")
 CHUNK = 1 << 23  # numbers in a block of rows
 EXACT_WORK = 100_000  # rationals are tried below this many products
@@ -103,28 +106,53 @@ def load(path: str | Path) -> dict[str, Any]:
 def read_tensors(
     document: Mapping[str, Any], folder: Path, weights: str | Path | None = None
 ) -> dict[str, Array]:
-    """The constants, from beside the certificate or within it, each checked by its hash."""
-    stored = document["storage"]
-    if weights is None and stored["kind"] == "embedded":
-        raw = {
-            name: np.frombuffer(base64.b64decode(text), dtype=np.dtype(entry["dtype"]))
-            for (name, entry), text in zip(document["tensors"].items(), stored["data"], strict=True)
-        }
-    else:
-        path = folder / Path(stored["file"]).name if weights is None else Path(weights)
-        require(path.is_file(), f"the weights {path} are missing; name them with --weights")
-        with np.load(path, allow_pickle=False) as archive:
-            raw = {name: archive[name] for name in document["tensors"] if name in archive}
+    """The constants, from beside the certificate or within it, each checked by its hash.
+
+    With `weights`, the model's parameters are taken from there, whatever they are called: a hash
+    tells which is which. Only what was computed from them, and inputs, are still the recorded ones.
+    """
+    given = {} if weights is None else {fingerprint(t): t for t in _archive(weights).values()}
+    recorded: dict[str, Array] | None = None
     tensors = {}
     for name, entry in document["tensors"].items():
-        require(name in raw, f"the weights have no tensor {name!r}")
         require(entry["dtype"] in DTYPES, f"{name} has dtype {entry['dtype']!r}")
-        tensor = raw[name].reshape(entry["shape"])
+        tensor = given.get(entry["sha256"])
+        if tensor is None:
+            if recorded is None:
+                recorded = _recorded(document, folder)
+            known = name in recorded and (weights is None or name.startswith(DERIVED))
+            require(known, f"the weights have no tensor {name!r} (none has its hash)")
+            tensor = recorded[name].reshape(entry["shape"])
         same = tensor.dtype.name == entry["dtype"] and fingerprint(tensor) == entry["sha256"]
+        same = same and list(tensor.shape) == entry["shape"]
         require(same, f"the tensor {name!r} is not the one that was certified (its hash differs)")
         require(bool(np.isfinite(tensor).all()), f"the tensor {name!r} holds NaN or infinity")
         tensors[name] = tensor
     return tensors
+
+
+def _recorded(document: Mapping[str, Any], folder: Path) -> dict[str, Array]:
+    stored = document["storage"]
+    if stored["kind"] != "embedded":
+        return _archive(folder / Path(stored["file"]).name)
+    return {
+        name: np.frombuffer(base64.b64decode(text), dtype=np.dtype(entry["dtype"]))
+        for (name, entry), text in zip(document["tensors"].items(), stored["data"], strict=True)
+    }
+
+
+def _archive(path: str | Path) -> dict[str, Array]:
+    """The tensors of an `.npz` or `.safetensors` file; neither format runs code when read."""
+    path = Path(path)
+    require(path.is_file(), f"the weights {path} are missing; name them with --weights")
+    if path.suffix == ".safetensors":
+        try:
+            from safetensors.numpy import load_file
+        except ImportError:
+            raise Refused("reading .safetensors needs: pip install safetensors") from None
+        return dict(load_file(path))
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive}
 
 
 class Check:
@@ -286,7 +314,7 @@ def check_document(
 def check_file(
     path: str | Path, *, weights: str | Path | None = None, exact: bool | None = None
 ) -> Checked:
-    """Check a certificate file; `weights` names an `.npz` file with its tensors."""
+    """Check a certificate file; `weights` names an `.npz` or `.safetensors` file."""
     try:
         document = load(path)
         tensors = read_tensors(document, Path(path).parent, weights)
@@ -316,7 +344,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Exit code 0: proved again. 1: not. 2: the arguments are wrong."""
     parser = argparse.ArgumentParser(prog="checker.py", description="Re-prove a certificate.")
     parser.add_argument("certificate", type=Path)
-    parser.add_argument("--weights", type=Path, help="an .npz file instead of the recorded one")
+    parser.add_argument("--weights", type=Path, help="an .npz or .safetensors file of the model")
     parser.add_argument("--exact", action="store_true", help="rational arithmetic throughout")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)

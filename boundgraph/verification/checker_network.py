@@ -14,106 +14,15 @@ from typing import Any
 import numpy as np
 
 if __package__:
-    from boundgraph.verification.checker_bounds import Arithmetic, Array, require
+    from boundgraph.verification.checker_maps import Conv, Dense, Gather
+    from boundgraph.verification.checker_numbers import Arithmetic, Array, require
 else:  # run as a script
-    from checker_bounds import (  # type: ignore[import-not-found,no-redef]
+    from checker_maps import Conv, Dense, Gather  # type: ignore[import-not-found,no-redef]
+    from checker_numbers import (  # type: ignore[import-not-found,no-redef]
         Arithmetic,
         Array,
         require,
     )
-
-
-def _extended(x: Array) -> Array:
-    """A last column of zeros, which index −1 (padding) reads."""
-    return np.concatenate([x, np.zeros_like(x[..., :1])], axis=-1)
-
-
-class Dense:
-    """`x·Wᵀ` on the last dimension of rows of flattened values."""
-
-    relative: Any = 0
-
-    def __init__(self, weight: Array) -> None:
-        self.weight = weight
-        self.terms_back, self.terms = weight.shape
-
-    def apply(self, x: Array) -> Array:
-        return (x.reshape(len(x), -1, self.terms) @ self.weight.T).reshape(len(x), -1)
-
-    def transpose(self, a: Array) -> Array:
-        return (a.reshape(len(a), -1, self.terms_back) @ self.weight).reshape(len(a), -1)
-
-    def absolute(self) -> Dense:
-        return Dense(np.abs(self.weight))
-
-
-class Gather:
-    """`scale·Σₖ x[index[·, k]]`; index −1 reads 0. Moves, sums, averages and scales elements."""
-
-    def __init__(self, index: Array, inputs: int, scale: Array = None, relative: Any = 0) -> None:
-        self.index, self.inputs, self.scale, self.relative = index, inputs, scale, relative
-        counts = np.bincount(index[index >= 0].ravel(), minlength=1)
-        self.terms, self.terms_back = index.shape[1] + 1, int(counts.max()) + 1
-
-    def apply(self, x: Array) -> Array:
-        total = _extended(x)[:, self.index].sum(-1)
-        return total if self.scale is None else total * self.scale
-
-    def transpose(self, a: Array) -> Array:
-        a = a if self.scale is None else a * self.scale
-        out = np.repeat(np.zeros_like(a[:, :1]), self.inputs + 1, axis=1)
-        for taps in self.index.T if self.terms_back > 2 else ():
-            np.add.at(out, (slice(None), taps), a)  # type: ignore[arg-type]
-        if self.terms_back <= 2:
-            out[:, self.index] = a[:, :, None]
-        return out[:, :-1]
-
-    def absolute(self) -> Gather:
-        scale = None if self.scale is None else np.abs(self.scale)
-        return Gather(self.index, self.inputs, scale)
-
-
-class Conv:
-    """A convolution: weight `[groups, out, in, taps]`, index `[positions, taps]` into the plane."""
-
-    relative: Any = 0
-
-    def __init__(self, weight: Array, index: Array, plane: int) -> None:
-        self.weight, self.index, self.plane = weight, index, plane
-        self.terms = weight.shape[2] * weight.shape[3]
-        self.terms_back = weight.shape[1] * weight.shape[3]
-
-    def apply(self, x: Array) -> Array:
-        groups, _, inputs, taps = self.weight.shape
-        x = _extended(x.reshape(len(x), groups, inputs, self.plane))
-        parts = (self.weight[..., k] @ x[..., self.index[:, k]] for k in range(taps))
-        return sum(parts).reshape(len(x), -1)  # type: ignore[union-attr]
-
-    def transpose(self, a: Array) -> Array:
-        groups, outputs, inputs, taps = self.weight.shape
-        a = a.reshape(len(a), groups, outputs, len(self.index))
-        out = np.repeat(np.zeros_like(a[:, :, :1, :1]), inputs, axis=2)
-        out = np.repeat(out, self.plane + 1, axis=3)
-        for k in range(taps):  # positions of one tap are distinct, but for padding
-            out[..., self.index[:, k]] += self.weight[..., k].swapaxes(-1, -2) @ a
-        return out[..., :-1].reshape(len(a), -1)
-
-    def absolute(self) -> Conv:
-        return Conv(np.abs(self.weight), self.index, self.plane)
-
-
-class Swapped:
-    """A transposed convolution is the transpose of a convolution."""
-
-    relative: Any = 0
-
-    def __init__(self, inner: Conv) -> None:
-        self.apply, self.transpose = inner.transpose, inner.apply
-        self.terms, self.terms_back = inner.terms_back, inner.terms
-        self._inner = inner
-
-    def absolute(self) -> Swapped:
-        return Swapped(self._inner.absolute())
 
 
 @dataclass
@@ -183,14 +92,10 @@ def _move_expand(x: Array, shape: list[int]) -> Array:
     return np.broadcast_to(x, wanted)
 
 
-def _move_slice(x: Array, dim: int, start: int, stop: int, step: int) -> Array:
-    return x[(slice(None),) * dim + (slice(start, stop, step),)]
-
-
 MOVES: dict[str, Any] = {  # on the numbers of the elements, which gives the index
     "reshape": lambda x, shape: x.reshape(shape),
     "permute": lambda x, dims: x.transpose(dims),
-    "slice": _move_slice,
+    "slice": lambda x, dim, start, stop, step: x[(*[slice(None)] * dim, slice(start, stop, step))],
     "select": lambda x, dim, index: np.take(x, index, axis=dim),
     "expand": _move_expand,
     "flip": lambda x, dims: np.flip(x, dims),
@@ -222,6 +127,8 @@ JOINS: dict[str, Any] = {
     "cat": _put(np.concatenate),
     "stack": _put(np.stack),
 }
+# What a function of one number is to a walk: piecewise linear with a kink at 0, or s-shaped.
+CURVES = {"relu": "kinked", "leaky_relu": "kinked", "sigmoid": "sigmoid", "tanh": "tanh"}
 SPATIAL = ("conv", "conv_transpose", "avg_pool", "max_pool", "adaptive_avg_pool")
 
 
@@ -239,7 +146,7 @@ class Network:
     def __init__(
         self, program: dict[str, Any], tensors: dict[str, Array], arithmetic: Arithmetic
     ) -> None:
-        self.arithmetic = arithmetic
+        self.arithmetic, self.one = arithmetic, arithmetic.array(1.0).item()
         self.tensors = {name: arithmetic.array(tensor) for name, tensor in tensors.items()}
         self.steps: list[Step] = []
         self.position: dict[str, int] = {}
@@ -257,33 +164,47 @@ class Network:
         self.steps.append(step)
 
     def _step(self, op: str, inputs: list[str], attrs: dict[str, Any]) -> Step:
-        moving = [i for i, text in enumerate(inputs) if text[0] == "%"]
+        # A position is a value that depends on the input, an array is a constant.
+        operands = [
+            self.position[text] if text[0] == "%" else self.tensors[text[1:]] for text in inputs
+        ]
+        if op in ("add_scalar", "mul_scalar", "div_scalar"):
+            op, operands = op[:3], [*operands, self._number(attrs.pop("other"))]
+        elif op == "neg":
+            op, operands = "mul", [*operands, self._number(-1.0)]
         if op in JOINS:
-            return self._joined(op, inputs, **attrs)
-        known = op in MOVES or hasattr(self, "_op_" + op) or op[:-2] in SPATIAL
+            return self._joined(op, operands, **attrs)
+        known = op in MOVES or op in CURVES or hasattr(self, "_op_" + op) or op[:-2] in SPATIAL
         require(known, f"cannot check: the op {op!r} is unknown to the checker")
+        moving = [i for i, operand in enumerate(operands) if isinstance(operand, int)]
         single = len(moving) == 1 and (moving[0] == 0 or op == "mul")
         require(single, f"cannot check: {op!r} of several values that depend on the input")
-        source = self.position[inputs[moving[0]]]
+        source = operands.pop(moving[0])
         shape = self.steps[source].shape
-        fixed = [self.tensors[text[1:]] for text in inputs if text[0] == "@"]
         if op in MOVES:
-            require(not fixed, f"{op} takes one operand")
-            step = self._moved(op, shape, attrs)
+            step = self._moved(op, shape, *operands, **attrs)
+        elif op in CURVES:
+            step = self._curve(op, shape, *operands, **attrs)
         elif op[:-2] in SPATIAL:
             require(shape[0] == 1 and len(shape) == int(op[-2]) + 2, f"{op}: not one sample")
-            step = getattr(self, "_" + op[:-2])(int(op[-2]), shape, *fixed, **attrs)
+            step = getattr(self, "_" + op[:-2])(int(op[-2]), shape, *operands, **attrs)
         else:
-            step = getattr(self, "_op_" + op)(shape, *fixed, **attrs)
+            step = getattr(self, "_op_" + op)(shape, *operands, **attrs)
         step.source = source
         step.parts = [(source, map_) for _, map_ in step.parts]
         return step
+
+    def _number(self, value: float) -> Array:
+        return self.arithmetic.array(float(value))
+
+    def _curve(self, op: str, shape: tuple[int, ...], negative_slope: float = 0.0) -> Step:
+        return Step(shape, curve=CURVES[op], kink=self._number(negative_slope).item())
 
     @staticmethod
     def _affine(shape: tuple[int, ...], map_: Any, bias: Any = None) -> Step:
         return Step(shape, [(-1, map_)], bias)
 
-    def _moved(self, op: str, shape: tuple[int, ...], attrs: dict[str, Any]) -> Step:
+    def _moved(self, op: str, shape: tuple[int, ...], /, **attrs: Any) -> Step:
         moved = MOVES[op](np.arange(math.prod(shape)).reshape(shape), **attrs)
         index, bias = moved.reshape(-1, 1), None
         if op == "pad" and attrs["mode"] == "constant":
@@ -291,25 +212,21 @@ class Network:
             bias = (value, value)
         return self._affine(moved.shape, Gather(index, math.prod(shape)), bias)
 
-    def _joined(self, op: str, inputs: list[str], dim: int = 0) -> Step:
+    def _joined(self, op: str, operands: list[Any], dim: int = 0) -> Step:
         """`a ± b` and joins: each operand is placed among zeros, and the parts are added."""
-        constants = {i: self.tensors[text[1:]] for i, text in enumerate(inputs) if text[0] == "@"}
-        sources = {i: self.position[text] for i, text in enumerate(inputs) if i not in constants}
-        require(bool(sources) and (op in ("cat", "stack") or len(inputs) == 2), f"{op}: operands")
-        shapes = [
-            constants[i].shape if i in constants else self.steps[sources[i]].shape
-            for i in range(len(inputs))
-        ]
-        indices = [JOINS[op](shapes, i, dim) for i in range(len(inputs))]
+        moving = [isinstance(operand, int) for operand in operands]
+        require(any(moving) and (op in ("cat", "stack") or len(operands) == 2), f"{op}: operands")
+        shapes = [self.steps[o].shape if isinstance(o, int) else o.shape for o in operands]
+        indices = [JOINS[op](shapes, i, dim) for i in range(len(operands))]
         step, total = Step(indices[0].shape), self.arithmetic.zeros(indices[0].size)
-        for i, index in enumerate(indices):
+        for i, (index, operand) in enumerate(zip(indices, operands, strict=True)):
             sign = self.arithmetic.array(-np.ones(index.size)) if op == "sub" and i else None
             placed = Gather(index.reshape(-1, 1), math.prod(shapes[i]), sign)
-            if i in sources:
-                step.parts.append((sources[i], placed))
+            if moving[i]:
+                step.parts.append((operand, placed))
             else:  # exact: at an element of the result at most one constant is not 0
-                total = total + placed.apply(constants[i].reshape(1, -1))[0]
-        step.bias = (total, total) if constants else None
+                total = total + placed.apply(operand.reshape(1, -1))[0]
+        step.bias = None if all(moving) else (total, total)
         return step
 
     def _scaled(self, shape: tuple[int, ...], scale: Array, error: Any = 0) -> Step:
@@ -322,40 +239,13 @@ class Network:
         return self._scaled(shape, factor)
 
     def _op_div(self, shape: Any, divisor: Array) -> Step:
-        ones = self.arithmetic.array(np.ones(divisor.shape))
-        return self._scaled(shape, *self.arithmetic.quotient(ones, divisor))
-
-    def _op_neg(self, shape: Any) -> Step:
-        return self._op_mul_scalar(shape, -1.0)
-
-    def _op_add_scalar(self, shape: Any, other: float) -> Step:
-        n = math.prod(shape)
-        value = self.arithmetic.array(np.full(n, float(other)))
-        return self._affine(shape, Gather(np.arange(n)[:, None], n), (value, value))
-
-    def _op_mul_scalar(self, shape: Any, other: float) -> Step:
-        return self._scaled(shape, self.arithmetic.array([float(other)]))
-
-    def _op_div_scalar(self, shape: Any, other: float) -> Step:
-        return self._op_div(shape, self.arithmetic.array([float(other)]))
+        return self._scaled(shape, *self.arithmetic.quotient(self.one, divisor))
 
     def _op_linear(self, shape: Any, weight: Array, bias: Array = None) -> Step:
         require(weight.ndim == 2 and weight.shape[1] == shape[-1], "linear: shapes differ")
         out = (*shape[:-1], len(weight))
         spread = None if bias is None else np.broadcast_to(bias, out).reshape(-1)
         return self._affine(out, Dense(weight), None if bias is None else (spread, spread))
-
-    def _op_relu(self, shape: Any) -> Step:
-        return Step(shape, curve="kinked")
-
-    def _op_leaky_relu(self, shape: Any, negative_slope: float) -> Step:
-        return Step(shape, curve="kinked", kink=self.arithmetic.array(negative_slope).item())
-
-    def _op_sigmoid(self, shape: Any) -> Step:
-        return Step(shape, curve="sigmoid")
-
-    def _op_tanh(self, shape: Any) -> Step:
-        return Step(shape, curve="tanh")
 
     def _op_sum(self, shape: Any, dims: list[int], keepdim: bool, mean: bool = False) -> Step:
         own = np.arange(math.prod(shape)).reshape(shape)
@@ -371,8 +261,8 @@ class Network:
         if counts is None:
             return self._affine(out, Gather(index, inputs))
         counts = self.arithmetic.array(np.broadcast_to(counts, len(index)))
-        ones = self.arithmetic.array(np.ones(len(index)))
-        return self._affine(out, Gather(index, inputs, *self.arithmetic.quotient(ones, counts)))
+        scale = self.arithmetic.quotient(self.one, counts)
+        return self._affine(out, Gather(index, inputs, *scale))
 
     def _op_batch_norm(self, shape: Any, mean: Array, var: Array, *rest: Array, eps: float) -> Step:
         """`(x − mean) / sqrt(var + eps)·weight + bias`, its scale and bias enclosed."""
@@ -414,14 +304,13 @@ class Network:
         split = weight.reshape(groups, len(weight) // groups, weight.shape[1], -1)
         channels = split.shape[1 if swap else 2] * groups
         require(channels == shape[1], "convolution: channels differ")
-        conv = Conv(split, index, math.prod(large))
+        conv = Conv(split, index, math.prod(large), swap)
         spread = [
             np.broadcast_to(b.reshape(-1, *(1,) * spatial), out[1:]).reshape(-1) for b in bias
         ]
-        return self._affine(out, Swapped(conv) if swap else conv, (spread * 2) if bias else None)
+        return self._affine(out, conv, (spread * 2) if bias else None)
 
-    def _conv_transpose(self, spatial: int, shape: Any, *fixed: Array, **attrs: Any) -> Step:
-        return self._conv(spatial, shape, *fixed, **attrs)
+    _conv_transpose = _conv
 
     @staticmethod
     def _windows(

@@ -29,8 +29,9 @@ from boundgraph.verification import (
 from boundgraph.verification import (
     Any as AnyOf,
 )
-from boundgraph.verification.checker_bounds import Arithmetic, Engine, Refused
+from boundgraph.verification.checker_bounds import Engine
 from boundgraph.verification.checker_network import Network
+from boundgraph.verification.checker_numbers import Arithmetic, Refused
 
 ROOT = Path(checker.__file__).parent
 
@@ -86,7 +87,7 @@ def test_a_certificate_is_accepted_by_every_door(
 def test_the_checker_runs_alone_and_without_torch(
     made: tuple[nn.Module, Certificate], tmp_path: Path
 ) -> None:
-    for name in ("checker", "checker_bounds", "checker_network"):
+    for name in ("checker", "checker_bounds", "checker_maps", "checker_network", "checker_numbers"):
         (tmp_path / f"{name}.py").write_text((ROOT / f"{name}.py").read_text())
     path = made[1].save(tmp_path / "proof.json", embed=False)
     code = (

@@ -10,14 +10,9 @@ import mpmath
 import numpy as np
 import pytest
 
-from boundgraph.verification.checker_bounds import (
-    Arithmetic,
-    Engine,
-    Refused,
-    _curved,
-    _s_shaped,
-)
+from boundgraph.verification.checker_bounds import Engine, _curved
 from boundgraph.verification.checker_network import Network
+from boundgraph.verification.checker_numbers import Arithmetic, Refused, s_shaped
 
 KINDS = ("plain", "huge biases", "cancelling", "subnormal", "point", "thin")
 
@@ -149,7 +144,7 @@ def test_curves_are_enclosed(name: str) -> None:
     draw = np.random.default_rng(0)
     points = np.concatenate([draw.normal(size=300) * 8, [0.0, -0.0, 40.0, -40.0, 41.0, 1e300, -800],
                              10.0 ** -draw.uniform(0, 300, 30)])  # fmt: skip
-    low, high = _s_shaped(name, points)
+    low, high = s_shaped(name, points)
     with mpmath.workdps(400):
         for x, below, above in zip(points.tolist(), low.tolist(), high.tolist(), strict=True):
             value = function(mpmath.mpf(x))

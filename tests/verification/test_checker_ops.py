@@ -16,12 +16,12 @@ from boundgraph.domains.interval import Interval
 from boundgraph.testing._ops import DrawnCase, draw_case
 from boundgraph.testing._rounding import allowance, excess
 from boundgraph.verification._record import _plain
-from boundgraph.verification.checker_bounds import Arithmetic, Engine, Refused
-from boundgraph.verification.checker_network import JOINS, MOVES, SPATIAL, Network
+from boundgraph.verification.checker_bounds import Engine
+from boundgraph.verification.checker_network import CURVES, JOINS, MOVES, SPATIAL, Network
+from boundgraph.verification.checker_numbers import Arithmetic, Refused
 
 AFFINE = ("linear", "mul", "div", "neg", "add_scalar", "mul_scalar", "div_scalar")
 REDUCED = ("sum", "mean", "batch_norm")
-CURVES = ("relu", "leaky_relu", "sigmoid", "tanh")
 KNOWN = sorted(
     {*JOINS, *MOVES, *AFFINE, *REDUCED, *CURVES}
     | {f"{name}{n}d" for name in SPATIAL for n in (1, 2, 3)}

@@ -11,6 +11,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from exact_bounds import exact_program
@@ -92,6 +93,54 @@ def test_networks_of_others_are_certified_and_checked_without_torch(
     assert "hash" in check_certificate(path, other).reason
 
 
+def _run_without_torch(*arguments: str) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-c", WITHOUT_TORCH, *arguments, "--json"]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True)
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
+
+
+class Transposed(nn.Module):
+    """A weight that is computed from a parameter, and an input that stays as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(4, 6)
+        self.matrix = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.relu(self.inner(x)) @ (self.matrix * 2.0) + y
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_weights_of_a_model_are_recognised_without_torch(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x, y = Transposed().eval(), torch.rand(1, 4), torch.zeros(1, 3)
+    verdict = bg.verify(
+        model, [bg.LinfBall(x, 1e-4), y], bg.Margin(3), labels=model(x, y).argmax(1),
+        certificate=True, attack=None,
+    )  # fmt: skip
+    assert isinstance(verdict, bg.Proved) and verdict.certificate is not None
+    proof = str(verdict.certificate.save(tmp_path / "proof.json"))
+    # As some other program named and saved them.
+    weights = {f"net.{name}": p.detach().numpy() for name, p in model.named_parameters()}
+    path = tmp_path / f"weights.{kind}"
+
+    def save() -> None:
+        if kind == "npz":
+            np.savez(path, **weights)
+        else:
+            pytest.importorskip("safetensors.numpy").save_file(weights, path)
+
+    save()
+    code, found = _run_without_torch(proof, "--weights", str(path))
+    assert code == 0 and found["accepted"], found
+    weights["net.inner.bias"] = np.nextafter(weights["net.inner.bias"], np.float32(9.0))
+    save()
+    code, found = _run_without_torch(proof, "--weights", str(path))
+    assert code == 1 and "inner.bias" in found["reason"], found
+
+
 def small() -> tuple[nn.Module, Tensor, int]:
     torch.manual_seed(2)
     model = nn.Sequential(
@@ -163,9 +212,7 @@ def test_balls_are_certified_by_their_dual_norm(norm: float) -> None:
 
 @pytest.mark.parametrize("norm", [1, 2])
 def test_dual_norms_are_rounded_up(norm: int) -> None:
-    import numpy as np
-
-    from boundgraph.verification.checker_bounds import Arithmetic
+    from boundgraph.verification.checker_numbers import Arithmetic
 
     draw = np.random.default_rng(0)
     for exact in (False, True):
