@@ -142,7 +142,7 @@ def check_certificate(
         certificate: a file, or one just made.
         model: also require that this model, as it is now, is the one that was certified:
             capturing it gives the same program and weights of the same hash.
-        weights: an `.npz` file to take the tensors from.
+        weights: an `.npz` or `.safetensors` file that must hold the parameters.
         exact: rational arithmetic (True), float64 with error bounds (False), or float64
             first and rationals where a small network stays undecided (None).
 
