@@ -34,7 +34,8 @@ def check_command(
     tensors: Annotated[
         Path | None,
         typer.Option(
-            help="An .npz or .safetensors file with the certified weights.", show_default="the recorded one"
+            help="An .npz or .safetensors file with the certified weights.",
+            show_default="the recorded one",
         ),
     ] = None,
     exact: Annotated[
