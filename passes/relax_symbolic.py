@@ -15,6 +15,7 @@ from boundgraph.ops import Kind, OpSpec
 from boundgraph.ops._sound import SOUND
 from boundgraph.ops._sound_symbolic import SYMBOLS, carries
 from boundgraph.ops._sound_terms import attributes, precision_of, turns
+from boundgraph.ops._windowed import WINDOWS, Layout, layout_after, own_layout, reads_flat
 from boundgraph.ops.bounded import INTERVAL, SYMBOLIC
 from boundgraph.passes._balls import Balls, Norms
 from boundgraph.passes._rounded import computes_exactly, sound_interval, unsound
@@ -88,6 +89,7 @@ class _Run:
     batch: dict[str, int | None] = field(default_factory=dict)
     problems: list[Diagnostic] = field(default_factory=list)
     symbols: dict[str, int] = field(default_factory=dict)
+    layouts: dict[str, Layout] = field(default_factory=dict)
 
     def add_input(self, value: Value) -> None:
         if value.name not in self.options.bounded:
@@ -157,12 +159,13 @@ class _Run:
         key = str(value)
         if key not in self.symbolic:
             return self.plain[key]
-        return self.symbolic[key] if self.options.keep else self._interval(value)
+        return self._whole(value) if self.options.keep else self._interval(value)
 
     def _linear(self, node: Node) -> None:
         """Exact on the zonotope; no new symbols."""
         key = str(node.result)
-        operands = [self.symbolic.get(str(v)) or self.plain[str(v)] for v in node.inputs]
+        op, attrs = self._on_windows(node)
+        operands = self._operands(node, whole=not attrs)
         blocks = dict.fromkeys(
             block
             for operand in operands
@@ -170,7 +173,7 @@ class _Run:
             for block in operand.type.blocks
         )
         self.symbolic[key] = self._add(
-            SYMBOLIC + node.op, operands, node, tuple(blocks), dict(node.attrs)
+            SYMBOLIC + op, operands, node, tuple(blocks), dict(node.attrs) | attrs
         )
         if self.options.mix:
             tracks = [self.track.get(str(v)) or self.plain[str(v)] for v in node.inputs]
@@ -180,13 +183,14 @@ class _Run:
         """Two lines and a fresh symbol per element."""
         key, type_ = str(node.result), node.result.type
         pre = [self._interval(node.inputs[i]) for i in bounded]
-        operands = [self.symbolic.get(str(v)) or self.plain[str(v)] for v in node.inputs]
         features = self._features(type_.shape, self.batch[key], node)
         if features is None:
             self._give_up(node)
             return
         block = node.result.name
         self.symbols[block] = math.prod(features)
+        windows = self._relaxed_on_windows(node, block, features)
+        operands = self._operands(node, whole=not windows)
         blocks = dict.fromkeys(
             name
             for operand in operands
@@ -197,6 +201,7 @@ class _Run:
             "block": block,
             "batch_dim": self.batch[key],
             "features": features,
+            **windows,
         }
         self.symbolic[key] = self._add(
             SYMBOLIC + node.op, [*operands, *pre], node, (*blocks, block), attrs
@@ -204,6 +209,56 @@ class _Run:
         if self.options.mix:
             narrowed = [self._interval_or_plain(value) for value in node.inputs]
             self.track[key] = self._add_interval(node, narrowed)
+
+    def _operands(self, node: Node, *, whole: bool) -> list[Value]:
+        """Symbolic where there is one, with whole generators if asked for."""
+        return [
+            self.plain[str(v)]
+            if str(v) not in self.symbolic
+            else self._whole(v)
+            if whole
+            else self.symbolic[str(v)]
+            for v in node.inputs
+        ]
+
+    def _whole(self, value: Value) -> Value:
+        """A symbolic value with whole generators, which most ops ask for."""
+        key = str(value)
+        if key in self.layouts:
+            del self.layouts[key]
+            old = self.symbolic[key]
+            self._interval(value)
+            self.symbolic[key] = self.builder.add(
+                "symbolic.dense", [old], old.type, name=f"{value.name}_dense"
+            )
+        return self.symbolic[key]
+
+    def _on_windows(self, node: Node) -> tuple[str, dict[str, object]]:
+        """The op on windows and its attributes, or the op itself and none."""
+        layouts = [self.layouts.get(str(value)) for value in node.inputs]
+        spec, first = ops.get(node.op), layouts[0]
+        shape = node.result.type.shape
+        if first is not None and reads_flat(node, first):
+            return WINDOWS + node.op, {"windows": (), "features": shape[1:]}
+        found = None if spec is None else layout_after(node, spec, layouts)
+        if found is None or spec is None or spec.relaxed:
+            return node.op, {}
+        self.layouts[str(node.result)] = found
+        attrs: dict[str, object] = {"windows": found.entries(self.symbols), "features": shape[1:]}
+        if node.op == "conv2d":
+            attrs["kernel"] = node.inputs[1].type.shape[2:]
+        return WINDOWS + node.op, attrs
+
+    def _relaxed_on_windows(
+        self, node: Node, block: str, features: tuple[int, ...]
+    ) -> dict[str, object]:
+        layouts = [self.layouts.get(str(value)) for value in node.inputs]
+        spec, own = ops.get(node.op), own_layout(block, features, self.batch[str(node.result)])
+        if spec is None or own is None or (found := layout_after(node, spec, layouts)) is None:
+            return {}
+        layout = Layout(found.features, {**found.blocks, **own.blocks})
+        self.layouts[str(node.result)] = layout
+        return {"windows": layout.entries(self.symbols)}
 
     def _restart(self, node: Node) -> None:
         """Bound as an interval and begin a new block."""
@@ -251,6 +306,9 @@ class _Run:
         extra: dict[str, object] = {}
         if self.options.sound:
             op, extra = "symbolic.sound.fresh", {"precision": precision_of(type_.dtype)}
+        elif (layout := own_layout(block, features, batch)) is not None:
+            self.layouts[key] = layout
+            extra = {"windows": layout.entries(self.symbols)}
         return self.builder.add(
             op,
             (interval, *more),

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.rounding import Precision, grown
+from boundgraph.domains.windowed import Windowed
 
 _BALL_BLOCK = re.compile(r"\.ball\.(?P<norm>[0-9.]+)$")
 
@@ -116,9 +117,11 @@ def block_norm(name: str) -> float | None:
     return float(found["norm"]) if found else None
 
 
-def concretize_block(name: str, block: Tensor) -> Tensor:
+def concretize_block(name: str, block: Tensor | Windowed) -> Tensor:
     """How far a block moves each element: the dual norm over its symbols."""
     norm = block_norm(name)
+    if isinstance(block, Windowed):
+        return block.reach(None if norm is None else lambda g: safe_norm(g, dual(norm), -1))
     if norm is None:
         return block.abs().sum(0)
     return safe_norm(block, dual(norm), 0)

@@ -33,6 +33,7 @@ from boundgraph.ops import _spec, bounded
 from boundgraph.ops._ball import BALL, BALL_ATTRS
 from boundgraph.ops._dtypes import from_torch, to_torch
 from boundgraph.ops._sound import SOUND, SOUND_ATTRS
+from boundgraph.ops._windowed import WINDOW_ATTRS, WINDOWS
 from boundgraph.ops.bounded import BACKWARD, INTERVAL, SYMBOLIC
 
 # Two sizes give the line; the third, far off, finds what is not one (`b*b`, `min(b, 100)`).
@@ -113,6 +114,9 @@ def infer_node(node: Node) -> TensorType | None:
     if prefix and name.startswith(SOUND):
         name = name.removeprefix(SOUND)
         attrs = Attrs((k, v) for k, v in attrs.items() if k not in SOUND_ATTRS)
+    if prefix == SYMBOLIC and name.startswith(WINDOWS):
+        name = name.removeprefix(WINDOWS)
+        attrs = Attrs((k, v) for k, v in attrs.items() if k not in WINDOW_ATTRS)
     if prefix == INTERVAL and name.startswith(BALL):
         # The ball's centre and radius stand between the box and the other operands.
         name, operands = name.removeprefix(BALL), (operands[0], *operands[3:])
@@ -133,7 +137,7 @@ def infer_node(node: Node) -> TensorType | None:
     return _symbolic(found, node) if prefix == SYMBOLIC else found
 
 
-_BLOCK_ATTRS = ("block", "batch_dim", "features")
+_BLOCK_ATTRS = ("block", "batch_dim", "features", "windows")
 
 
 def _is_symbolic(value: Value) -> bool:
@@ -186,6 +190,8 @@ def _infer_bound_only(node: Node) -> TensorType:
     type_, op = node.inputs[0].type, node.op.replace(SOUND, "", 1)
     if op in ("symbolic.fresh", "symbolic.ball"):
         return SymbolicType(type_.dtype, type_.shape, (node.attrs["block"],))
+    if op == "symbolic.dense":
+        return type_
     if op == "backward.seed":
         rows = _rows(node.attrs)
         return FormType(type_.dtype, (rows, *node.attrs["shape"]))

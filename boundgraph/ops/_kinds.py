@@ -10,6 +10,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm, Lines
 from boundgraph.domains.symbolic import Symbolic, diagonal
+from boundgraph.domains.windowed import Windowed
 from boundgraph.ops._sharing import shared
 from boundgraph.ops._spec import (
     UNDECLARED,
@@ -250,12 +251,18 @@ def elementwise(
         block: str,
         batch_dim: int | None,
         features: tuple[int, ...],
+        windows: Any = (),
         **attrs: Any,
     ) -> Symbolic:
         *constants, pre = rest
         found = band(pre, *constants, **attrs)
-        scaled = x.map(lambda c: found.slope * c + found.middle, lambda g: found.slope * g)
-        return scaled.with_block(block, diagonal(found.half_gap, batch_dim, features))
+        scaled = x.map(lambda c: found.slope * c + found.middle, lambda g: g * found.slope)
+        own = (
+            Windowed.diagonal(found.half_gap, features)
+            if windows
+            else diagonal(found.half_gap, batch_dim, features)
+        )
+        return scaled.with_block(block, own)
 
     def backward(
         form: LinearForm,

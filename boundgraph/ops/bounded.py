@@ -21,18 +21,32 @@ from boundgraph.domains.relu_rows import relu_form
 from boundgraph.domains.relu_steps import step_form
 from boundgraph.domains.rounding import PRECISIONS, Outward
 from boundgraph.domains.symbolic import Symbolic, diagonal
+from boundgraph.domains.windowed import Windowed
 from boundgraph.errors import InternalError
-from boundgraph.ops import _ball, _sound, _sound_backward, _sound_symbolic, _spec
+from boundgraph.ops import _ball, _sound, _sound_backward, _sound_symbolic, _spec, _windowed
 from boundgraph.ops._spec import Rule
 
 INTERVAL, SYMBOLIC, BACKWARD = "interval.", "symbolic.", "backward."
 
 
 def _symbolic_input(
-    x: Interval, *, block: str, batch_dim: int | None, features: tuple[int, ...]
+    x: Interval,
+    *,
+    block: str,
+    batch_dim: int | None,
+    features: tuple[int, ...],
+    windows: Any = (),
 ) -> Symbolic:
     """An interval as a zonotope with one symbol per element."""
-    return Symbolic(x.center, {block: diagonal(x.radius, batch_dim, features)})
+    return Symbolic(x.center, {block: _own_symbols(x.radius, batch_dim, features, windows)})
+
+
+def _own_symbols(
+    sizes: Tensor, batch_dim: int | None, features: tuple[int, ...], windows: Any
+) -> Any:
+    if windows:
+        return Windowed.diagonal(sizes, features)
+    return diagonal(sizes, batch_dim, features)
 
 
 def _ball_input(
@@ -43,11 +57,12 @@ def _ball_input(
     block: str,
     batch_dim: int | None,
     features: tuple[int, ...],
+    windows: Any = (),
 ) -> Symbolic:
     """A p-ball as symbols of each sample in the unit ball, scaled by its radius."""
     rank = len(features) + (batch_dim is not None)
     wide = torch.ones_like(center) * reach.reshape((-1, *(1,) * (rank - 1)))
-    return Symbolic(center, {block: diagonal(wide, batch_dim, features)})
+    return Symbolic(center, {block: _own_symbols(wide, batch_dim, features, windows)})
 
 
 def _seed(like: Interval, *, shape: tuple[int, ...], batch_dim: int | None) -> LinearForm:
@@ -256,6 +271,7 @@ BOUND_ONLY: dict[str, Rule] = {
     "symbolic.concretize": lambda x: x.concretize(),
     "symbolic.fresh": _symbolic_input,
     "symbolic.ball": _ball_input,
+    "symbolic.dense": _windowed.dense,
     "backward.seed": _seed,
     "backward.merge": sum_forms,
     "backward.relu_rows": relu_form,
@@ -283,6 +299,13 @@ def rule(op: str) -> Rule:
     """
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
+    if op.startswith(SYMBOLIC + _windowed.WINDOWS):
+        on_windows: Rule | None = _windowed.RULES.get(
+            op.removeprefix(SYMBOLIC + _windowed.WINDOWS)
+        )
+        if on_windows is None:
+            raise InternalError(f"no rule for op {op!r}")
+        return on_windows
     if op.startswith(INTERVAL + _sound.SOUND + _ball.BALL):
         spec = _spec.get(op.removeprefix(INTERVAL + _sound.SOUND + _ball.BALL))
         over_ball = None if spec is None else _ball.sound_ball_rule(spec)

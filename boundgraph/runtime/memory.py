@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -86,7 +87,9 @@ def _peak(
         if forms and not isinstance(node.result.type, FormType):
             continue
         result = str(node.result)
-        size[result] = _bytes(node.result.type, symbols, batch)
+        # Generators on windows take fewer numbers than there are symbols.
+        windows: Any = dict(node.attrs).get("windows", ())
+        size[result] = _bytes(node.result.type, symbols | dict(windows), batch)
         live += size[result]
         widest = max([size[result], *(size.get(str(v), 0) for v in node.inputs)])
         temporaries = _FORM_TEMPORARIES if forms else _TEMPORARIES
