@@ -85,7 +85,7 @@ class Bench:
         self.eps = args.eps if args.eps is not None else RADIUS[name]
         self.x, self.y = self.subject.x[: args.count], self.subject.y[: args.count]
 
-    def ours(self, method: str, **search: Any) -> Callable[[], Tensor]:
+    def ours(self, method: str, schedule: str = "auto", **search: Any) -> Callable[[], Tensor]:
         """Lower margins `[batch, 9]` by us; `search` changes how slopes are searched."""
         region = bg.LinfBall(self.x, eps=self.eps, clip=(0.0, 1.0))
         program = bg.compile(
@@ -94,6 +94,7 @@ class Bench:
             method=method,
             spec=OtherMargins(classes=10),
             lower_only=method in ("crown-ibp", "crown", "alpha-crown"),
+            schedule=schedule,
         )
         if search:
             assert isinstance(program, OptimizedProgram)
@@ -149,7 +150,7 @@ class Bench:
             yield self.timed(f"{method}, {len(self.x)} images", runs, target)
 
     def symbolic(self) -> Iterator[Row]:
-        runs: dict[str, Run] = {"ours": self.ours("symbolic")}
+        runs: dict[str, Run] = {"ours": self.ours("symbolic", "forward")}
         if self.peer:
             runs["theirs"] = self.theirs("forward")
         yield self.timed(f"symbolic forward, {len(self.x)} images", runs, 0.05)

@@ -239,7 +239,8 @@ class _Run:
         spec, first = ops.get(node.op), layouts[0]
         shape = node.result.type.shape
         if first is not None and reads_flat(node, first):
-            return WINDOWS + node.op, {"windows": (), "features": shape[1:]}
+            entries = first.temporaries(self.symbols)
+            return WINDOWS + node.op, {"windows": entries, "features": shape[1:]}
         found = None if spec is None else layout_after(node, spec, layouts)
         if found is None or spec is None or spec.relaxed:
             return node.op, {}

@@ -18,6 +18,10 @@ from torch import Tensor
 
 Pair = tuple[int, int]
 
+# Kernels in all places of a window make a matrix; up to so many entries one product with it is
+# quicker than a convolution of windows, although it multiplies zeros, too.
+_MATRIX = 1 << 18
+
 
 @dataclass(frozen=True)
 class Window:
@@ -78,10 +82,26 @@ class Window:
             pads += [-self.start[i], stop - self.image[i]]
         return F.pad(symbols, pads)
 
+    def positions(self, grid: Pair, device: Any) -> Tensor:
+        """Flat position of the symbol of each entry of each place; `symbols` outside the image."""
+        flat = torch.arange(0, 1, device=device)
+        inside = flat == 0
+        for i in (0, 1):
+            places = torch.arange(grid[i], device=device) * self.step[i] + self.start[i]
+            at = places.unsqueeze(1) + torch.arange(self.size[i], device=device)
+            # [height, width, rows, columns]
+            at = at.reshape((-1, 1, self.size[0], 1) if i == 0 else (1, grid[1], 1, self.size[1]))
+            flat = flat * self.image[i] + at
+            inside = inside & (at >= 0) & (at < self.image[i])
+        area = math.prod(self.image)
+        channel = torch.arange(self.channels, device=device).reshape(-1, 1, 1)
+        found = flat.unsqueeze(2) + channel * area
+        return torch.where(inside.unsqueeze(2), found, self.symbols).flatten()
+
     def patches(self, symbols: Tensor, grid: Pair) -> Tensor:
         """What each unit sees of an image: `[batch, *grid, channels, *size]`."""
         found = self.cut(symbols, grid).unfold(2, self.size[0], self.step[0])
-        return found.unfold(3, self.size[1], self.step[1]).movedim(1, 3)
+        return found.unfold(3, self.size[1], self.step[1]).movedim(1, 3).contiguous()
 
 
 def _pair(values: Any) -> Pair:
@@ -94,43 +114,50 @@ class Windowed:
 
     Args:
         window: where they lie.
-        grid: height and width of the value.
+        features: channels, height and width of the value.
         scale: `[batch, …]`, sizes of the symbols, an image.
         coeff: `[channels, batch or 1, height or 1, width or 1, *window]`; where `window.own`
             `[batch, channels, height, width]`, or None for 1.
         shared: all samples and places have the same coefficients.
+        factor: `[batch, channels, height, width]`, of shared coefficients; None for 1.
         flat: the value is `[batch, channels · height · width]`.
     """
 
-    __slots__ = ("coeff", "flat", "grid", "scale", "shared", "window")
+    __slots__ = ("coeff", "factor", "features", "flat", "scale", "shared", "window")
 
     def __init__(
         self,
         window: Window,
-        grid: Pair,
+        features: tuple[int, ...],
         scale: Tensor,
         coeff: Tensor | None = None,
         *,
         shared: bool = False,
+        factor: Tensor | None = None,
         flat: bool = False,
     ) -> None:
-        self.window, self.grid, self.scale = window, grid, scale
-        self.coeff, self.shared, self.flat = coeff, shared, flat
+        self.window, self.features, self.scale = window, features, scale
+        self.coeff, self.shared, self.factor, self.flat = coeff, shared, factor, flat
 
     @classmethod
     def diagonal(cls, values: Tensor, features: tuple[int, ...]) -> Windowed:
         """One symbol per element of a value with these features, of size `values`."""
         channels, height, width = features
         window = Window(channels, (height, width), own=True)
-        return cls(window, (height, width), values)
+        return cls(window, features, values)
 
     def __mul__(self, other: Tensor | float) -> Windowed:
         """Times a number, or a factor for each element of the value."""
         if isinstance(other, float | int):
-            coeff = self._own() * other if self.window.own else self._full() * other
-            return self._with(coeff, self.shared)
+            return (
+                self * (torch.ones_like(self.scale) * other)
+                if self.coeff is None
+                else (self._with(self.coeff * other, self.factor))
+            )
         if self.window.own:
             return self._with(other if self.coeff is None else self.coeff * other)
+        if self.shared:
+            return self._with(self.coeff, other if self.factor is None else self.factor * other)
         return self._with(self._full() * _spread(other))
 
     def __add__(self, other: Windowed) -> Windowed:
@@ -139,12 +166,13 @@ class Windowed:
         if both.own:
             return self._with(self._own() + other._own())
         coeff = self._widened(both) + other._widened(both)
-        shared = all(part.shared or part.coeff is None for part in (self, other))
-        return Windowed(both, self.grid, self.scale, coeff, shared=shared)
+        shared = all(part._one_kernel for part in (self, other))
+        return Windowed(both, self.features, self.scale, coeff, shared=shared)
 
     def flattened(self) -> Windowed:
-        kept = {"shared": self.shared, "flat": True}
-        return Windowed(self.window, self.grid, self.scale, self.coeff, **kept)
+        found = self._with(self.coeff, self.factor)
+        found.flat = True
+        return found
 
     def reach(self, norm: Any) -> Tensor:
         """How far the symbols move each element.
@@ -156,8 +184,9 @@ class Windowed:
         if window.own:
             found = scale if self.coeff is None else scale * self.coeff.abs()
         elif norm is None and self.shared:
-            kernels = self._full()[:, 0, 0, 0].abs()
+            kernels = self._kernels().abs()
             found = F.conv2d(window.cut(scale, self.grid), kernels, stride=window.step)
+            found = found if self.factor is None else found * self.factor.abs()
         else:
             terms = (self._full().abs() * window.patches(scale, self.grid)).flatten(4)
             found = (terms.sum(4) if norm is None else norm(terms)).movedim(0, 1)
@@ -170,27 +199,42 @@ class Windowed:
             values = scale if self.coeff is None else scale * self.coeff
             square = torch.diag_embed(values.flatten(1)).movedim(1, 0)
             return square if self.flat else square.unflatten(2, (window.channels, *window.image))
-        coeff = self._full()
+        coeff = self._at_all_places()
         for i in (0, 1):
             coeff = _placed(coeff, self.grid[i], i, window)
         whole = (coeff * scale.unsqueeze(1).unsqueeze(1)).permute(4, 5, 6, 1, 0, 2, 3).flatten(0, 2)
         return whole.flatten(2) if self.flat else whole
 
     def convolved(
-        self, weight: Tensor, kernel: Pair, stride: Pair, padding: Pair, dilation: Pair, grid: Pair
+        self,
+        weight: Tensor,
+        features: tuple[int, ...],
+        *,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
     ) -> Windowed:
         """The same symbols behind a convolution.
 
         Args:
             weight: `[outputs, channels, *kernel]`, of one group.
-            grid: height and width of the result.
+            features: of the result.
         """
+        grid = _pair(features[1:])
         after = self.window.behind(kernel, stride, padding, dilation)
         if self.window.own:
             rows = _dilated(weight, kernel, dilation).unsqueeze(1).unsqueeze(1).unsqueeze(1)
             if self.coeff is not None:
                 rows = rows * after.patches(self.coeff, grid)
-            return Windowed(after, grid, self.scale, rows, shared=self.coeff is None)
+            return Windowed(after, features, self.scale, rows, shared=self.coeff is None)
+        reads = Window(self.features[0], self.grid).behind(kernel, stride, padding, dilation)
+        if self.shared and self.factor is not None and reads.entries * after.entries <= _MATRIX:
+            rows = _dilated(weight, kernel, dilation).unsqueeze(1).unsqueeze(1).unsqueeze(1)
+            rows = (rows * reads.patches(self.factor, grid)).flatten(4)
+            coeff = torch.matmul(rows, self._kernels_at(reads))
+            coeff = coeff.unflatten(4, (after.channels, *after.size))
+            return Windowed(after, features, self.scale, coeff)
         # Coefficients of places outside the value are 0, as what a convolution reads there.
         padded = F.pad(self._at_all_places(), (0,) * 6 + (padding[1],) * 2 + (padding[0],) * 2)
         rows = None
@@ -200,11 +244,13 @@ class Windowed:
             for x in range(kernel[1]):
                 part = _every(line, 3, x * dilation[1], stride[1], grid[1])
                 moved = torch.tensordot(weight[:, :, y, x], part, 1)
-                moved = _shifted(moved, 1, x * dilation[1] * self.window.step[1], self.window, after)
+                moved = _shifted(
+                    moved, 1, x * dilation[1] * self.window.step[1], self.window, after
+                )
                 terms = moved if terms is None else terms + moved
             terms = _shifted(terms, 0, y * dilation[0] * self.window.step[0], self.window, after)
             rows = terms if rows is None else rows + terms
-        return Windowed(after, grid, self.scale, rows)
+        return Windowed(after, features, self.scale, rows)
 
     def times(self, weight: Tensor, outputs: int) -> Tensor:
         """Generators `[symbols, batch, outputs]` of a flat value times `weight` transposed."""
@@ -212,23 +258,51 @@ class Windowed:
         if window.own:
             values = scale if self.coeff is None else scale * self.coeff
             return values.flatten(1).t().unsqueeze(2) * weight.t().unsqueeze(1)
-        height, width = self.grid
-        # [places, channels, batch · window]; one product for each place.
-        coeff = self._at_all_places().flatten(2, 3).movedim(2, 0).flatten(2)
-        products = torch.bmm(weight.unflatten(1, (-1, height * width)).permute(2, 0, 1), coeff)
-        columns = products.unflatten(2, (-1, window.entries)).permute(1, 2, 3, 0).flatten(0, 1)
-        canvas = [window.step[i] * (self.grid[i] - 1) + window.size[i] for i in (0, 1)]
-        image = F.fold(columns, canvas, window.size, stride=window.step)
-        pads: list[int] = []
-        for i in (1, 0):
-            pads += [window.start[i], window.image[i] - window.start[i] - canvas[i]]
-        found = F.pad(image, pads).unflatten(0, (outputs, -1)) * scale
-        return found.permute(2, 3, 4, 1, 0).flatten(0, 2)
+        places = weight.unflatten(1, (self.features[0], -1)).permute(2, 1, 0)
+        if self.shared:
+            # [places, channels, batch, outputs]
+            rows = places.unsqueeze(2)
+            if self.factor is not None:
+                rows = rows * self.factor.flatten(2).permute(2, 1, 0).unsqueeze(3)
+            kernels = self._kernels().flatten(1).t().unsqueeze(0)
+            products = torch.matmul(kernels, rows.flatten(2)).unflatten(2, (-1, outputs))
+        else:
+            # [places, entries · batch, channels]
+            coeff = self._full().flatten(4).flatten(2, 3).permute(2, 3, 1, 0)
+            products = torch.bmm(coeff.flatten(1, 2).contiguous(), places.contiguous())
+            products = products.unflatten(1, (window.entries, -1))
+        # Windows are added up where their symbols are; those outside the image get a row of
+        # their own, which is dropped.
+        products = products.flatten(0, 1)
+        empty = torch.zeros_like(products.narrow(0, 0, 1)).repeat_interleave(window.symbols + 1, 0)
+        found = empty.index_add(0, window.positions(self.grid, weight.device), products)
+        return found.narrow(0, 0, window.symbols) * scale.flatten(1).t().unsqueeze(2)
 
-    def _with(self, coeff: Tensor, shared: bool = False) -> Windowed:
-        return Windowed(
-            self.window, self.grid, self.scale, coeff, shared=shared, flat=self.flat
-        )
+    def _kernels_at(self, reads: Window) -> Tensor:
+        """Shared kernels in each place of a window: `[entries of it, entries of their windows]`."""
+        kernels = self._kernels()
+        eye = torch.eye(reads.entries, dtype=kernels.dtype, device=kernels.device)
+        places = eye.unflatten(1, (reads.channels, *reads.size))
+        return F.conv_transpose2d(places, kernels, stride=self.window.step).flatten(1)
+
+    @property
+    def grid(self) -> Pair:
+        """Height and width of the value."""
+        return _pair(self.features[1:])
+
+    def _with(self, coeff: Tensor | None, factor: Tensor | None = None) -> Windowed:
+        kept: Any = {"shared": self.shared, "factor": factor, "flat": self.flat}
+        return Windowed(self.window, self.features, self.scale, coeff, **kept)
+
+    @property
+    def _one_kernel(self) -> bool:
+        """All places and samples have the same coefficients, and no factors."""
+        return self.coeff is None or (self.shared and self.factor is None)
+
+    def _kernels(self) -> Tensor:
+        """Shared coefficients, `[channels, *window]`."""
+        assert self.coeff is not None
+        return self.coeff[:, 0, 0, 0]
 
     def _own(self) -> Tensor:
         return torch.ones_like(self.scale) if self.coeff is None else self.coeff
@@ -237,7 +311,7 @@ class Windowed:
         """Coefficients on the window."""
         if not self.window.own:
             assert self.coeff is not None
-            return self.coeff
+            return self.coeff if self.factor is None else self.coeff * _spread(self.factor)
         eye = torch.eye(
             self.window.channels, dtype=self.scale.dtype, device=self.scale.device
         ).reshape(self.window.channels, 1, 1, 1, self.window.channels, 1, 1)
@@ -245,7 +319,7 @@ class Windowed:
 
     def _at_all_places(self) -> Tensor:
         coeff = self._full()
-        return coeff.expand(-1, -1, *self.grid, -1, -1, -1) if self.shared else coeff
+        return coeff.expand(-1, -1, *self.grid, -1, -1, -1) if self._one_kernel else coeff
 
     def _widened(self, window: Window) -> Tensor:
         """Coefficients on a window around this one."""

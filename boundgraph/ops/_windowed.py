@@ -43,6 +43,14 @@ class Layout:
     blocks: Mapping[str, Block]
     flat: bool = False
 
+    def temporaries(self, symbols: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+        """The same while a matrix is applied to the flattened value."""
+        places = self.features[1] * self.features[2]
+        return tuple(
+            (name, symbols[name] if window is None or window.own else places * window.entries)
+            for name, window in self.blocks.items()
+        )
+
     def entries(self, symbols: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
         """Numbers that an element of the value has, block by block."""
         return tuple(
@@ -140,7 +148,7 @@ def _conv2d(
 
     def block(value: Tensor | Windowed) -> Tensor | Windowed:
         if isinstance(value, Windowed):
-            return value.convolved(whole, kernel, grid=features[1:], **attrs)
+            return value.convolved(whole, features, kernel=kernel, **attrs)
         return over_symbols(lambda g: F.conv2d(g, weight, groups=groups, **attrs), value)
 
     return Symbolic(center, {name: block(value) for name, value in x.blocks.items()})

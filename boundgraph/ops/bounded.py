@@ -300,9 +300,7 @@ def rule(op: str) -> Rule:
     if op in BOUND_ONLY:
         return BOUND_ONLY[op]
     if op.startswith(SYMBOLIC + _windowed.WINDOWS):
-        on_windows: Rule | None = _windowed.RULES.get(
-            op.removeprefix(SYMBOLIC + _windowed.WINDOWS)
-        )
+        on_windows: Rule | None = _windowed.RULES.get(op.removeprefix(SYMBOLIC + _windowed.WINDOWS))
         if on_windows is None:
             raise InternalError(f"no rule for op {op!r}")
         return on_windows

@@ -16,6 +16,7 @@ from boundgraph.domains.balls import BallInterval, inside_ball, steepest
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
 from boundgraph.domains.symbolic import Symbolic
+from boundgraph.domains.windowed import Windowed
 from boundgraph.errors import SoundnessError, UnsupportedError
 from boundgraph.frontends.capture import Capture
 from boundgraph.ir.program import Program, Value
@@ -81,7 +82,12 @@ def symbols_of(program: BoundProgram, *regions: Region | Tensor) -> int:
     found: dict[str, int] = {}
     for value in program.trace_bounds(*regions).values():
         if isinstance(value, Symbolic):
-            found.update({name: block.shape[0] for name, block in value.blocks.items()})
+            found.update(
+                {
+                    name: block.window.symbols if isinstance(block, Windowed) else block.shape[0]
+                    for name, block in value.blocks.items()
+                }
+            )
     return sum(found.values())
 
 

@@ -8,35 +8,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from random_models import random_box, random_model
+from schedules import assert_equal, both
 from torch import Tensor, nn
 
 import boundgraph as bg
-from boundgraph.domains import Interval
 from boundgraph.errors import ConfigError
-from boundgraph.testing import excess, model_allowance, sample_point, symbols_of
-
-
-def both(
-    model: nn.Module, *regions: bg.Region | Tensor, **options: object
-) -> tuple[Interval, Interval, Tensor]:
-    """Bounds of the forward and of the backward schedule, and what rounding may do to them."""
-    found = []
-    for schedule in ("forward", "backward"):
-        program = bg.compile(model, *regions, method="symbolic", schedule=schedule, **options)
-        assert (schedule == "forward") == ("symbolic." in str(program.ir))
-        bounds = program(*regions)
-        found.append(Interval(bounds.lower.detach(), bounds.upper.detach()))
-    program = bg.compile(model, *regions, method="symbolic", schedule="forward")
-    plain = bg.compile(model, *regions)(*regions)
-    (moved,) = model_allowance(model, *regions)
-    width = (plain.upper - plain.lower).detach()
-    ratio = ((found[0].upper - found[0].lower) / width).nan_to_num(1.0, 1e6).clamp(1.0, 1e6)
-    return found[0], found[1], (4.0 + 2.0 * symbols_of(program, *regions)) * moved * ratio
-
-
-def assert_equal(forward: Interval, backward: Interval, allowed: Tensor) -> None:
-    assert not (excess(backward, forward, allowed) > 0).any()
-    assert not (excess(forward, backward, allowed) > 0).any()
+from boundgraph.testing import excess, sample_point
 
 
 @pytest.mark.parametrize("seed", range(40))
