@@ -90,8 +90,9 @@ def compile(
         max_time: seconds that a call may take under `method="auto"`, by estimate, for the batch
             of the regions; 10 by default. The plan is `program.info.plan`.
         schedule: of `"symbolic"`: `"forward"` carries symbols from the inputs, `"backward"` linear
-            forms from the outputs, with the same bounds up to rounding; `"auto"` takes the
-            cheaper by estimate.
+            forms from the outputs, `"windows"` goes forward and keeps symbols of images on the
+            windows of convolutions (rounding to nearest only); all give the same bounds up to
+            rounding. `"auto"` takes the cheaper of the first two by estimate.
         parameters: regions of parameters by their names in `model.named_parameters()`, shaped
             like them: bounds hold for all weights in them. A call takes `parameters=`, too.
         accumulate: with `rounding="sound"` and `"ibp"`, `"float64"` takes the sums of centres in

@@ -11,7 +11,7 @@ from boundgraph.errors import ConfigError
 # alpha-crown optimises slopes for fixed weights; its bounds carry no gradient to them.
 TRAINING_METHODS = ("ibp", "symbolic", "mix", "crown-ibp", "crown")
 METHODS = (*TRAINING_METHODS, "alpha-crown", "auto")
-SCHEDULES = ("auto", "forward", "backward")
+SCHEDULES = ("auto", "forward", "backward", "windows")
 # The order in which `verify` and `evaluate` try methods, and those worth an attack before.
 CASCADE = ("ibp", "crown-ibp", "crown", "alpha-crown")
 EXPENSIVE = ("crown", "alpha-crown")
@@ -58,7 +58,8 @@ class CompileOptions:
         tune_for: "cpu" or "cuda": the kind of device whose passes are chosen.
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
-        schedule: direction of `"symbolic"`: `"forward"`, `"backward"`, or `"auto"`, the cheaper.
+        schedule: direction of `"symbolic"`: `"forward"`, `"windows"` (forward, too), `"backward"`,
+            or `"auto"`, the cheaper of the first and the last.
         accumulate: `"dtype"`, or `"float64"` for the centres of a sound `ibp` program.
         parameters: names of parameters whose regions are the last inputs.
     """
@@ -125,7 +126,7 @@ class CompileOptions:
                 f"schedule={self.schedule!r} is for method='symbolic'; "
                 f"{self.method!r} has one schedule or chooses itself"
             )
-        if self.schedule == "backward" and self.sound:
+        if self.schedule != "forward" and self.sound:
             raise ConfigError("rounding='sound' has the forward schedule of 'symbolic' only")
         if self.schedule == "backward" and self.keep_symbolic:
             raise ConfigError("keep_symbolic=True needs schedule='forward': forms have no symbols")

@@ -126,9 +126,10 @@ def _relaxation(bounded: tuple[str, ...], options: CompileOptions) -> list[Pass]
             )
         ]
     only_forward = options.method == "mix" or options.keep_symbolic or sound
-    if only_forward or options.schedule == "forward":
+    if only_forward or options.schedule in ("forward", "windows"):
         mix, keep = options.method == "mix", options.keep_symbolic
-        return [RelaxSymbolic(bounded, mix=mix, keep=keep, norms=norms, sound=sound)]
+        windows = options.schedule == "windows"
+        return [RelaxSymbolic(bounded, mix, keep, norms, sound, windows)]
     if options.schedule == "backward":
         return [DecomposeExtremes(), symbolic_backward(bounded, lower_only, norms)]
     return [RelaxCheaper(bounded, options.batch, machine, lower_only=lower_only, norms=norms)]

@@ -46,6 +46,7 @@ class RelaxSymbolic(Pass):
         norms: which of the inputs are p-balls, and p: their symbols share the unit ball.
         sound: intervals and symbols account for rounding; an op whose symbolic rule has no
             rounding analysis starts anew from its interval.
+        windows: generators of images are coefficients on windows until an op needs whole ones.
     """
 
     bounded: tuple[str, ...]
@@ -53,6 +54,7 @@ class RelaxSymbolic(Pass):
     keep: bool = False
     norms: Norms = ()
     sound: bool = False
+    windows: bool = False
 
     name: ClassVar[str] = "relax-symbolic"
     stage: ClassVar[Stage] = Stage.CONCRETE
@@ -307,7 +309,7 @@ class _Run:
         extra: dict[str, object] = {}
         if self.options.sound:
             op, extra = "symbolic.sound.fresh", {"precision": precision_of(type_.dtype)}
-        elif (layout := own_layout(block, features, batch)) is not None:
+        elif self.options.windows and (layout := own_layout(block, features, batch)) is not None:
             self.layouts[key] = layout
             extra = {"windows": layout.entries(self.symbols)}
         return self.builder.add(

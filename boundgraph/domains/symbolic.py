@@ -10,6 +10,7 @@ has shape `[symbols, *value shape]` and its symbols are private to each sample.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,16 +20,17 @@ from boundgraph.domains.interval import Interval
 
 
 class Symbolic:
-    """A zonotope with dense generators.
+    """A zonotope.
 
     Args:
         center: tensor of the value's shape.
-        blocks: generators by block name, each `[symbols, *center.shape]`.
+        blocks: generators by block name, each `[symbols, *center.shape]`, or a `Windowed` inside a
+            program.
     """
 
     __slots__ = ("blocks", "center")
 
-    def __init__(self, center: Tensor, blocks: Mapping[str, Tensor]) -> None:
+    def __init__(self, center: Tensor, blocks: Mapping[str, Any]) -> None:
         self.center = center
         self.blocks = dict(blocks)
 
@@ -45,9 +47,7 @@ class Symbolic:
             return Interval.point(self.center)
         return Interval.from_center_radius(self.center, radius)
 
-    def map(
-        self, center: Callable[[Tensor], Tensor], block: Callable[[Tensor], Tensor]
-    ) -> Symbolic:
+    def map(self, center: Callable[[Tensor], Tensor], block: Callable[[Any], Any]) -> Symbolic:
         """One function for the centre, one for each block."""
         return Symbolic(center(self.center), {k: block(v) for k, v in self.blocks.items()})
 
@@ -60,7 +60,7 @@ class Symbolic:
         center = other.center if sign == 1.0 else other.center * sign
         return Symbolic(self.center + center, blocks)
 
-    def with_block(self, name: str, block: Tensor) -> Symbolic:
+    def with_block(self, name: str, block: Any) -> Symbolic:
         if name in self.blocks:
             raise ValueError(f"block {name!r} exists already")
         return Symbolic(self.center, {**self.blocks, name: block})

@@ -237,10 +237,10 @@ class Windowed:
             return Windowed(after, features, self.scale, coeff)
         # Coefficients of places outside the value are 0, as what a convolution reads there.
         padded = F.pad(self._at_all_places(), (0,) * 6 + (padding[1],) * 2 + (padding[0],) * 2)
-        rows = None
+        total: Any = None
         for y in range(kernel[0]):
             line = _every(padded, 2, y * dilation[0], stride[0], grid[0])
-            terms = None
+            terms: Any = None
             for x in range(kernel[1]):
                 part = _every(line, 3, x * dilation[1], stride[1], grid[1])
                 moved = torch.tensordot(weight[:, :, y, x], part, 1)
@@ -249,8 +249,8 @@ class Windowed:
                 )
                 terms = moved if terms is None else terms + moved
             terms = _shifted(terms, 0, y * dilation[0] * self.window.step[0], self.window, after)
-            rows = terms if rows is None else rows + terms
-        return Windowed(after, features, self.scale, rows)
+            total = terms if total is None else total + terms
+        return Windowed(after, features, self.scale, total)
 
     def times(self, weight: Tensor, outputs: int) -> Tensor:
         """Generators `[symbols, batch, outputs]` of a flat value times `weight` transposed."""

@@ -100,7 +100,7 @@ def reads_flat(node: Node, layout: Layout) -> bool:
 def _behind_convolution(node: Node, first: Layout) -> Layout | None:
     attrs: Any = node.attrs
     channels, height, width = node.result.type.shape[1:]
-    kernel = node.inputs[1].type.shape[2:]
+    kernel: Any = node.inputs[1].type.shape[2:]
     if not all(isinstance(size, int) for size in kernel):
         return None
     blocks: dict[str, Block] = {}
@@ -136,20 +136,21 @@ def _sum(node: Node, operands: list[Layout | None]) -> Layout | None:
 def _conv2d(
     x: Symbolic,
     weight: Tensor,
-    *bias: Tensor,
+    *bias: Any,
     windows: Any,
     kernel: Any,
     features: Any,
     groups: int,
     **attrs: Any,
 ) -> Symbolic:
-    center = F.conv2d(x.center, weight, *bias, groups=groups, **attrs)
+    convolve: Any = F.conv2d
+    center = convolve(x.center, weight, *bias, groups=groups, **attrs)
     whole = _one_group(weight, groups)
 
     def block(value: Tensor | Windowed) -> Tensor | Windowed:
         if isinstance(value, Windowed):
             return value.convolved(whole, features, kernel=kernel, **attrs)
-        return over_symbols(lambda g: F.conv2d(g, weight, groups=groups, **attrs), value)
+        return over_symbols(lambda g: convolve(g, weight, groups=groups, **attrs), value)
 
     return Symbolic(center, {name: block(value) for name, value in x.blocks.items()})
 

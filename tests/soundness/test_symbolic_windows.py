@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import boundgraph as bg
 from boundgraph.domains import Interval
 from boundgraph.domains.windowed import Windowed
-from boundgraph.passes import relax_symbolic
+from boundgraph.errors import ConfigError
 from boundgraph.testing import excess, sample_point
 
 
@@ -124,73 +124,68 @@ def setting(name: str) -> tuple[nn.Module, Tensor]:
     return model, torch.randn(shape, dtype=torch.float64)
 
 
-def whole(monkeypatch: pytest.MonkeyPatch, model: nn.Module, region: bg.Region) -> Interval:
-    """The bounds of whole generators."""
-    with monkeypatch.context() as patch:
-        patch.setattr(relax_symbolic, "own_layout", lambda *_: None)
-        program = bg.compile(model, region, method="symbolic", schedule="forward")
-    assert "windows" not in str(program.ir)
+def bounds(model: nn.Module, region: bg.Region, schedule: str) -> Interval:
+    program = bg.compile(model, region, method="symbolic", schedule=schedule)
+    assert ("windows=((" in str(program.ir)) == (schedule == "windows")
     with torch.no_grad():
         found = program(region)
     return Interval(found.lower, found.upper)
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_windows_give_the_bounds_of_whole_generators(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_windows_give_the_bounds_of_whole_generators(name: str) -> None:
     model, x = setting(name)
     region = bg.LinfBall(x, 0.1)
-    program = bg.compile(model, region, method="symbolic", schedule="forward")
-    assert "windows=((" in str(program.ir)
     forward, backward, allowed = both(model, region)
-    assert_equal(forward, backward, allowed)
-    assert_equal(forward, whole(monkeypatch, model, region), allowed)
+    found = bounds(model, region, "windows")
+    assert_equal(found, forward, allowed)
+    assert_equal(found, backward, allowed)
+    program = bg.compile(model, region, method="symbolic", schedule="windows")
     reference = program.interpret(region)
-    assert_equal(forward, Interval(reference.lower.detach(), reference.upper.detach()), allowed)
+    assert_equal(found, Interval(reference.lower.detach(), reference.upper.detach()), allowed)
     generator = torch.Generator().manual_seed(0)
     for index in range(20):
         point = sample_point(region.interval(), generator, corner=index % 2 == 1)
         with torch.no_grad():
-            assert not (excess(model(point), forward, allowed) > 0).any()
+            assert not (excess(model(point), found, allowed) > 0).any()
 
 
 @pytest.mark.parametrize("name", ["strides", "dilated", "branches"])
 @pytest.mark.parametrize("norm", [1.0, 2.0, 3.0])
-def test_balls(name: str, norm: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_balls(name: str, norm: float) -> None:
     model, x = setting(name)
     region = bg.LpBall(x, 0.5, norm)
-    program = bg.compile(model, region, method="symbolic", schedule="forward")
     _, _, allowed = both(model, bg.LinfBall(x, 0.5))
-    with torch.no_grad():
-        found = program(region)
-    assert_equal(Interval(found.lower, found.upper), whole(monkeypatch, model, region), allowed)
+    found, whole = (bounds(model, region, schedule) for schedule in ("windows", "forward"))
+    assert_equal(found, whole, allowed)
 
 
-def test_gradients_portions_and_other_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_and_other_batches() -> None:
     model, x = setting("strides")
     region, labels = bg.LinfBall(x, 0.1), torch.tensor([0, 1])
     grads = []
-    for windows in (True, False):
-        with monkeypatch.context() as patch:
-            if not windows:
-                patch.setattr(relax_symbolic, "own_layout", lambda *_: None)
-            program = bg.compile(
-                model, region, method="symbolic", schedule="forward", spec=bg.Margin(4)
-            )
+    for schedule in ("windows", "forward"):
+        options = {"method": "symbolic", "schedule": schedule, "spec": bg.Margin(4)}
+        program = bg.compile(model, region, **options)
         model.zero_grad()
         program.run([region.interval()], labels).lower.square().sum().backward()
         grads.append([parameter.grad.clone() for parameter in model.parameters()])
     assert all(torch.allclose(a, b, atol=1e-10) for a, b in zip(*grads, strict=True))
-    program = bg.compile(model, region, method="symbolic", schedule="forward")
-    alone = program(bg.LinfBall(x[1:], 0.1))
-    assert torch.allclose(program(region).lower[1:], alone.lower)
+    program = bg.compile(model, region, method="symbolic", schedule="windows")
+    assert torch.allclose(program(region).lower[1:], program(bg.LinfBall(x[1:], 0.1)).lower)
+
+
+def test_sound_rounding_is_refused() -> None:
+    model, x = setting("strides")
+    options = {"method": "symbolic", "schedule": "windows", "rounding": "sound"}
+    with pytest.raises(ConfigError, match="forward schedule"):
+        bg.compile(model, bg.LinfBall(x, 0.1), **options)
 
 
 def test_kept_symbols_are_whole() -> None:
     model, x = setting("unfinished")
     region = bg.LinfBall(x, 0.1)
-    program = bg.compile(model, region, method="symbolic", keep_symbolic=True)
+    program = bg.compile(model, region, method="symbolic", schedule="windows", keep_symbolic=True)
     kept = program.run([region.interval()])
     assert all(isinstance(block, Tensor) for block in kept.blocks.values())
     plain = bg.compile(model, region, method="symbolic", schedule="forward")(region)
