@@ -21,6 +21,8 @@ Pair = tuple[int, int]
 # Kernels in all places of a window make a matrix; up to so many entries one product with it is
 # quicker than a convolution of windows, although it multiplies zeros, too.
 _MATRIX = 1 << 18
+# How many parts the channels of symbols are taken in where their products are large.
+_PARTS = 8
 
 
 @dataclass(frozen=True)
@@ -254,29 +256,48 @@ class Windowed:
 
     def times(self, weight: Tensor, outputs: int) -> Tensor:
         """Generators `[symbols, batch, outputs]` of a flat value times `weight` transposed."""
-        window, scale = self.window, self.scale
+        window, scale = self.window, _columns(self.scale)
         if window.own:
-            values = scale if self.coeff is None else scale * self.coeff
-            return values.flatten(1).t().unsqueeze(2) * weight.t().unsqueeze(1)
-        places = weight.unflatten(1, (self.features[0], -1)).permute(2, 1, 0)
+            # A weight that is transposed in name only would make its product so, too.
+            rows = weight.t().contiguous().unsqueeze(1)
+            return (scale if self.coeff is None else scale * _columns(self.coeff)) * rows
+        channels = self.features[0]
         if self.shared:
-            # [places, channels, batch, outputs]
-            rows = places.unsqueeze(2)
-            if self.factor is not None:
-                rows = rows * self.factor.flatten(2).permute(2, 1, 0).unsqueeze(3)
-            kernels = self._kernels().flatten(1).t().unsqueeze(0)
-            products = torch.matmul(kernels, rows.flatten(2)).unflatten(2, (-1, outputs))
-        else:
-            # [places, entries · batch, channels]
-            coeff = self._full().flatten(4).flatten(2, 3).permute(2, 3, 1, 0)
-            products = torch.bmm(coeff.flatten(1, 2).contiguous(), places.contiguous())
-            products = products.unflatten(1, (window.entries, -1))
-        # Windows are added up where their symbols are; those outside the image get a row of
-        # their own, which is dropped.
-        products = products.flatten(0, 1)
-        empty = torch.zeros_like(products.narrow(0, 0, 1)).repeat_interleave(window.symbols + 1, 0)
-        found = empty.index_add(0, window.positions(self.grid, weight.device), products)
-        return found.narrow(0, 0, window.symbols) * scale.flatten(1).t().unsqueeze(2)
+            return self._shared_times(weight.t().unflatten(0, (channels, -1)), outputs)
+        places = weight.unflatten(1, (channels, -1)).permute(2, 1, 0).contiguous()
+        # [places, entries · batch, channels]
+        coeff = self._full().flatten(4).flatten(2, 3).permute(2, 3, 1, 0).flatten(1, 2).contiguous()
+        products = torch.bmm(coeff, places).unflatten(1, (window.entries, -1)).flatten(0, 1)
+        at = window.positions(self.grid, weight.device)
+        return _added_up(products, at, window.symbols) * scale
+
+    def _shared_times(self, weight: Tensor, outputs: int) -> Tensor:
+        """`times` where kernels are shared.
+
+        The products of all entries take several times the memory of the result, and fresh memory
+        is what costs time on a CPU. So they are made for a few channels of symbols at a time.
+
+        Args:
+            weight: `[channels, places, outputs]`.
+        """
+        window, places = self.window, math.prod(self.grid)
+        rows = weight.unsqueeze(2)
+        if self.factor is not None:
+            rows = rows * self.factor.flatten(2).permute(1, 2, 0).unsqueeze(3)
+        kernels = self._kernels().flatten(2).permute(1, 2, 0)
+        at = window.positions(self.grid, weight.device)
+        at = at.unflatten(0, (places, window.channels, -1)).permute(1, 2, 0)
+        area, scale = math.prod(window.image), _columns(self.scale)
+        found = []
+        for channel in range(0, window.channels, _some(window.channels)):
+            count = min(_some(window.channels), window.channels - channel)
+            some = kernels.narrow(0, channel, count).flatten(0, 1)
+            products = torch.mm(some, rows.flatten(1)).unflatten(1, (places, -1, outputs))
+            # Those outside the image are beyond these channels.
+            own = (at.narrow(0, channel, count).flatten() - channel * area).clamp(max=count * area)
+            part = _added_up(products.flatten(0, 1), own, count * area)
+            found.append(part * scale.narrow(0, channel * area, count * area))
+        return torch.cat(found)
 
     def _kernels_at(self, reads: Window) -> Tensor:
         """Shared kernels in each place of a window: `[entries of it, entries of their windows]`."""
@@ -333,6 +354,22 @@ class Windowed:
 def _spread(factor: Tensor) -> Tensor:
     """A factor for each element of a value, as coefficients see it."""
     return factor.movedim(1, 0).unsqueeze(-1).unsqueeze(-1).unsqueeze(-1)
+
+
+def _columns(image: Tensor) -> Tensor:
+    """An image `[batch, …]` as `[elements, batch, 1]`."""
+    return image.flatten(1).t().unsqueeze(2)
+
+
+def _some(channels: int) -> int:
+    """How many channels go through at a time."""
+    return -(-channels // _PARTS)
+
+
+def _added_up(products: Tensor, at: Tensor, symbols: int) -> Tensor:
+    """Windows added up where their symbols are; a row of its own for those outside is dropped."""
+    empty = torch.zeros_like(products.narrow(0, 0, 1)).repeat_interleave(symbols + 1, 0)
+    return empty.index_add(0, at, products).narrow(0, 0, symbols)
 
 
 def _every(x: Tensor, dim: int, start: int, step: int, count: int) -> Tensor:
