@@ -92,7 +92,8 @@ def compile(
         schedule: of `"symbolic"`: `"forward"` carries symbols from the inputs, `"backward"` linear
             forms from the outputs, `"windows"` goes forward and keeps symbols of images on the
             windows of convolutions (rounding to nearest only); all give the same bounds up to
-            rounding. `"auto"` takes the cheaper of the first two by estimate.
+            rounding. `"auto"` takes the cheapest by estimate; `"mix"` has
+            `"forward"`, unless it is asked for `"windows"`.
         parameters: regions of parameters by their names in `model.named_parameters()`, shaped
             like them: bounds hold for all weights in them. A call takes `parameters=`, too.
         accumulate: with `rounding="sound"` and `"ibp"`, `"float64"` takes the sums of centres in

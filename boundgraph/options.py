@@ -59,7 +59,7 @@ class CompileOptions:
         max_time: seconds that a call should take under `"auto"`; None for a default.
         batch: samples of a call that `"auto"` plans for.
         schedule: direction of `"symbolic"`: `"forward"`, `"windows"` (forward, too), `"backward"`,
-            or `"auto"`, the cheaper of the first and the last.
+            or `"auto"`, the cheapest. Of `"mix"`: `"auto"`, which is `"forward"`, or `"windows"`.
         accumulate: `"dtype"`, or `"float64"` for the centres of a sound `ibp` program.
         parameters: names of parameters whose regions are the last inputs.
     """
@@ -121,7 +121,7 @@ class CompileOptions:
             )
         if self.schedule == "auto":
             return
-        if self.method != "symbolic":
+        if self.method != "symbolic" and (self.method, self.schedule) != ("mix", "windows"):
             raise ConfigError(
                 f"schedule={self.schedule!r} is for method='symbolic'; "
                 f"{self.method!r} has one schedule or chooses itself"

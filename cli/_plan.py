@@ -67,7 +67,7 @@ def show_plan(out: Output, plan: Plan, times: Times | None) -> dict[str, Any]:
 
 
 def _entries(plan: Plan, times: Times | None) -> list[dict[str, Any]]:
-    from boundgraph.planning.plan import BACKWARD, FORWARD
+    from boundgraph.planning.plan import BACKWARD, FORWARD, WINDOWS
 
     found = []
     for task in plan.tasks:
@@ -89,7 +89,7 @@ def _entries(plan: Plan, times: Times | None) -> list[dict[str, Any]]:
     whole = None if times is None else times.rest + sum(times.walks.values())
     parts = [
         (
-            "symbolic values" if plan.schedule == FORWARD else "intervals",
+            "symbolic values" if plan.schedule in (FORWARD, WINDOWS) else "intervals",
             plan.base,
             rest,
         ),

@@ -15,7 +15,7 @@ from boundgraph.passes.relax_backward import RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP
 from boundgraph.passes.relax_symbolic import RelaxSymbolic
 from boundgraph.planning import MACHINES, Budget, Plan, Planned, cheaper_schedule, make_plan
-from boundgraph.planning.plan import DEFAULT_BYTES, DEFAULT_SECONDS, FORWARD, INTERVAL
+from boundgraph.planning.plan import DEFAULT_BYTES, DEFAULT_SECONDS, FORWARD, INTERVAL, WINDOWS
 
 
 class Planning(Pass):
@@ -83,8 +83,9 @@ class RelaxPlanned(Planning):
     def chosen(self, plan: Plan) -> Pass:
         if plan.schedule == INTERVAL:
             return RelaxIBP(self.bounded, sound=self.sound, norms=self.norms)
-        if plan.schedule == FORWARD:
-            return RelaxSymbolic(self.bounded, mix=True, norms=self.norms)
+        if plan.schedule in (FORWARD, WINDOWS):
+            windows = plan.schedule == WINDOWS
+            return RelaxSymbolic(self.bounded, mix=True, norms=self.norms, windows=windows)
         return RelaxBackward(
             self.bounded,
             intermediate=True,
@@ -98,9 +99,9 @@ class RelaxPlanned(Planning):
 
 @dataclass(frozen=True)
 class RelaxCheaper(Planning):
-    """`symbolic` in whichever direction is cheaper: forward, or backward from the outputs.
+    """`symbolic` as is cheapest: forward, whole or on windows, or backward from the outputs.
 
-    Both give the same bounds up to rounding. Forward costs grow with the symbols (elements of
+    All give the same bounds up to rounding. Forward costs grow with the symbols (elements of
     the input and of every relaxed op), backward costs with the rows that are bounded.
 
     Args:
@@ -122,8 +123,9 @@ class RelaxCheaper(Planning):
         return cheaper_schedule(DecomposeExtremes().run(program), self.question())
 
     def chosen(self, plan: Plan) -> Pass:
-        if plan.schedule == FORWARD:
-            return RelaxSymbolic(self.bounded, norms=self.norms)
+        if plan.schedule in (FORWARD, WINDOWS):
+            windows = plan.schedule == WINDOWS
+            return RelaxSymbolic(self.bounded, norms=self.norms, windows=windows)
         return symbolic_backward(self.bounded, self.lower_only, self.norms)
 
     def run(self, program: Program) -> Program:

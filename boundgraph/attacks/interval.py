@@ -133,6 +133,7 @@ class IntervalStep:
                 method="symbolic",
                 spec=Margin(search.classes),
                 keep_symbolic=True,
+                schedule="windows",
             )
             _require_dependence(program)
             return program

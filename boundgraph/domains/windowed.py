@@ -256,14 +256,14 @@ class Windowed:
 
     def times(self, weight: Tensor, outputs: int) -> Tensor:
         """Generators `[symbols, batch, outputs]` of a flat value times `weight` transposed."""
-        window, scale = self.window, _columns(self.scale)
-        if window.own:
+        window, scale, channels = self.window, _columns(self.scale), self.features[0]
+        if window.own or self.shared:
             # A weight that is transposed in name only would make its product so, too.
-            rows = weight.t().contiguous().unsqueeze(1)
-            return (scale if self.coeff is None else scale * _columns(self.coeff)) * rows
-        channels = self.features[0]
-        if self.shared:
-            return self._shared_times(weight.t().unflatten(0, (channels, -1)), outputs)
+            rows = weight.t().contiguous()
+            if self.shared:
+                return self._shared_times(rows.unflatten(0, (channels, -1)), outputs)
+            own = scale if self.coeff is None else scale * _columns(self.coeff)
+            return own * rows.unsqueeze(1)
         places = weight.unflatten(1, (channels, -1)).permute(2, 1, 0).contiguous()
         # [places, entries · batch, channels]
         coeff = self._full().flatten(4).flatten(2, 3).permute(2, 3, 1, 0).flatten(1, 2).contiguous()
@@ -283,7 +283,8 @@ class Windowed:
         window, places = self.window, math.prod(self.grid)
         rows = weight.unsqueeze(2)
         if self.factor is not None:
-            rows = rows * self.factor.flatten(2).permute(1, 2, 0).unsqueeze(3)
+            factor = self.factor.flatten(2).permute(1, 2, 0).contiguous()
+            rows = rows * factor.unsqueeze(3)
         kernels = self._kernels().flatten(2).permute(1, 2, 0)
         at = window.positions(self.grid, weight.device)
         at = at.unflatten(0, (places, window.channels, -1)).permute(1, 2, 0)

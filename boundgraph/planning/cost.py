@@ -186,8 +186,12 @@ class Costs:
                         found.setdefault(str(value), []).append(node)
         return found
 
-    def keeps_samples(self) -> bool:
-        """Whether the batch stays a dimension of its own, which all but intervals need."""
+    @cached_property
+    def batch_dims(self) -> dict[str, int | None] | None:
+        """The batch dimension of each bounded value; None where it does not stay one of its own.
+
+        All but intervals need it.
+        """
         batch: dict[str, int | None] = {}
         for key, value in self.values.items():
             if key not in self.graph:
@@ -204,9 +208,9 @@ class Costs:
             rule, shapes = self.spec(node).batch, tuple(v.type.shape for v in node.inputs)
             found = None if rule is None else rule(dims, shapes, value.type.shape, **node.attrs)
             if found is None or dynamic not in ([], [found]):
-                return False
+                return None
             batch[key] = found
-        return True
+        return batch
 
     # Sizes.
 
@@ -237,6 +241,10 @@ class Costs:
 
     def symbols(self) -> dict[str, int]:
         """Number of symbols of each bounded value in the forward schedule."""
+        return {key: sum(blocks.values()) for key, blocks in self.blocks().items()}
+
+    def blocks(self) -> dict[str, dict[str, int]]:
+        """Blocks of symbols of each bounded value, by what made them, and their numbers."""
         found: dict[str, dict[str, int]] = {
             key: {key: self.rows(self.values[key])} for key in self.sources
         }
@@ -252,7 +260,7 @@ class Costs:
                 found[key] |= found[str(value)]
             if self.adds_symbols(node):
                 found[key] |= own
-        return {key: sum(blocks.values()) for key, blocks in found.items()}
+        return found
 
     def adds_symbols(self, node: Node) -> bool:
         """Whether a node with a symbolic rule is relaxed by it."""

@@ -14,8 +14,10 @@ import networkx as nx
 
 from boundgraph.ir.program import Node, Program, Value
 from boundgraph.planning.cost import CPU, Cost, Costs, Machine, total
+from boundgraph.planning.windows import window_entries
 
 INTERVAL, FORWARD, BACKWARD = "interval", "forward", "backward"
+WINDOWS = "forward on windows"
 SYMBOLIC = "symbolic"
 DEFAULT_SECONDS = 10.0
 DEFAULT_BYTES = 1 << 30
@@ -64,8 +66,8 @@ class Option:
     """A whole that was considered.
 
     Args:
-        name: `"interval"`, `"forward"`, `"backward"` (the outputs alone) or
-            `"backward, all values"`.
+        name: `"interval"`, `"forward"`, `"forward on windows"`, `"backward"` (the outputs alone)
+            or `"backward, all values"`.
         seconds, memory, flops: estimated.
         fits: within the budget.
     """
@@ -87,8 +89,9 @@ class Plan:
     """How the bounds of a program are computed, and what that should cost.
 
     Args:
-        schedule: `"interval"`, `"forward"` (symbolic intervals, intersected with intervals) or
-            `"backward"` (linear forms from the values that `tasks` names).
+        schedule: `"interval"`, `"forward"` (symbolic intervals, intersected with intervals),
+            `"forward on windows"` (whose generators of images lie on windows) or `"backward"`
+            (linear forms from the values that `tasks` names).
         tasks: the values that need bounds, in the program's order.
         base: the interval track, or the symbolic values.
         memory: estimated peak in bytes, of the smallest portion that a call can take.
@@ -141,7 +144,7 @@ class Plan:
                     str(task.cost.traffic),
                 )
             )
-        base = "symbolic values" if self.schedule == FORWARD else "intervals"
+        base = "symbolic values" if self.schedule in (FORWARD, WINDOWS) else "intervals"
         rows.append((base, "", "", "", str(self.base.flops), str(self.base.traffic)))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = [
@@ -205,24 +208,23 @@ def fixed_plan(program: Program, what: Planned, method: str) -> Plan:
     planner = _Planner(program, replace(what, symbolic=method == "symbolic"), None)
     schedule = _SCHEDULES.get(method, BACKWARD)
     if schedule == FORWARD:
-        return planner.forward()
+        return planner.forwards()[-1]
     if schedule == INTERVAL:
         return planner.intervals()
     return planner.backward(planner.candidates if method != "crown-ibp" else ())
 
 
 def cheaper_schedule(program: Program, what: Planned) -> Plan:
-    """The cheaper of the two schedules of `symbolic`, which give the same bounds.
+    """The cheapest of the schedules of `symbolic`, which give the same bounds.
 
     Forward wherever backward would not be the same: an op that symbols pass, but forms do not.
     """
     planner = _Planner(program, replace(what, symbolic=True), None)
-    forward = planner.forward()
-    if not planner.costs.keeps_samples() or not planner.costs.walks_like_symbols():
-        return forward
-    backward = planner.backward(planner.candidates)
-    options = tuple(Option.of(plan.schedule, plan) for plan in (forward, backward))
-    return replace(min(backward, forward, key=lambda plan: plan.seconds), options=options)
+    plans = planner.forwards()
+    if planner.costs.batch_dims is not None and planner.costs.walks_like_symbols():
+        plans = [planner.backward(planner.candidates), *plans]
+    options = tuple(Option.of(plan.schedule, plan) for plan in plans)
+    return replace(min(plans, key=lambda plan: plan.seconds), options=options)
 
 
 class _Planner:
@@ -253,21 +255,20 @@ class _Planner:
         budget = self.budget
         assert budget is not None
         intervals = self.intervals()
-        if not self.costs.keeps_samples():
+        if self.costs.batch_dims is None:
             # Neither symbols nor forms of one sample can be told from those of another.
             only = Option.of(INTERVAL, intervals, self._fits(intervals))
             return replace(intervals, budget=budget, options=(only,))
-        forward = None if self.what.sound else self.forward()
+        forwards = [] if self.what.sound else self.forwards()
         outputs, everything = self.backward(()), self.backward(self.candidates)
         considered = [
             ("interval", intervals),
-            ("forward", forward),
+            *((plan.schedule, plan) for plan in forwards),
             ("backward", outputs),
             ("backward, all values", everything),
         ]
-        options = tuple(
-            Option.of(name, plan, self._fits(plan)) for name, plan in considered if plan is not None
-        )
+        options = tuple(Option.of(name, plan, self._fits(plan)) for name, plan in considered)
+        forward = min(forwards, key=lambda plan: plan.seconds, default=None)
         chosen = self._best(intervals, forward, outputs, everything)
         return replace(chosen, budget=budget, options=options)
 
@@ -305,15 +306,20 @@ class _Planner:
         tasks = self._all_by(INTERVAL)
         return self._plan(INTERVAL, tasks, self.track, self.track_bytes)
 
-    def forward(self) -> Plan:
-        symbols = self.costs.symbols()
+    def forwards(self) -> list[Plan]:
+        """The forward schedule, and on windows where images make that another one."""
+        windows = window_entries(self.costs)
+        whole = self._forward(FORWARD, self.costs.symbols())
+        return [whole] if windows is None else [self._forward(WINDOWS, windows), whole]
+
+    def _forward(self, schedule: str, symbols: dict[str, int]) -> Plan:
         base = total(
             self.costs.symbolic(node, symbols, track=not self.what.symbolic)
             for key, node in self.costs.nodes.items()
             if key in self.costs.graph
         )
         tasks = self._all_by(SYMBOLIC)
-        return self._plan(FORWARD, tasks, base, self.costs.symbolic_bytes(symbols, 1))
+        return self._plan(schedule, tasks, base, self.costs.symbolic_bytes(symbols, 1))
 
     def backward(self, tightened: Iterable[str]) -> Plan:
         chosen = set(tightened)

@@ -215,3 +215,54 @@ def test_whole_generators_of_a_window(seed: int) -> None:
         matrix = torch.randn(4, 3 * size * size)
         flat = block.flattened()
         torch.testing.assert_close(flat.times(matrix, 4), F.linear(flat.dense(), matrix))
+
+
+@pytest.mark.parametrize("name", ["strides", "branches", "ends"])
+def test_mix_on_windows(name: str) -> None:
+    model, x = setting(name)
+    region = bg.LinfBall(x, 0.1)
+    _, _, allowed = both(model, region)
+    found = []
+    for schedule in ("windows", "auto"):
+        program = bg.compile(model, region, method="mix", schedule=schedule)
+        assert ("windows=((" in str(program.ir)) == (schedule == "windows")
+        bounds = program(region)
+        found.append(Interval(bounds.lower.detach(), bounds.upper.detach()))
+    assert_equal(found[0], found[1], allowed)
+
+
+def random_layers(rng: random.Random) -> nn.Sequential:
+    """Convolutions of any kind, activations, sometimes pooling, a linear end or none."""
+    channels, parts = 2, []
+    for _ in range(rng.randint(1, 3)):
+        groups = rng.choice([1, 1, channels])
+        outputs = channels * rng.randint(1, 2)
+        kernel = (rng.randint(1, 3), rng.randint(1, 3))
+        padding, stride = (rng.randint(0, 2), rng.randint(0, 1)), (rng.randint(1, 2), 1)
+        dilation = rng.randint(1, 2)
+        options = {"padding": padding, "stride": stride, "dilation": dilation, "groups": groups}
+        parts.append(nn.Conv2d(channels, outputs, kernel, **options))
+        parts.append(rng.choice([nn.ReLU, nn.Tanh, nn.LeakyReLU, nn.Identity])())
+        channels = outputs
+    if rng.random() < 0.3:
+        parts.append(rng.choice([nn.AvgPool2d, nn.MaxPool2d])(2))
+    return layers(*parts) if rng.random() < 0.8 else nn.Sequential(*parts)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_convolutions(seed: int) -> None:
+    """Windows against whole generators, in both dtypes, and the network at corners."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    model, x = random_layers(rng), torch.randn(2, 2, rng.randint(11, 14), rng.randint(11, 14))
+    model(x)
+    model, x = model.double().eval(), x.double()
+    region = bg.LinfBall(x, rng.choice([0.0, 0.01, 0.1, 1.0]))
+    whole, _, allowed = both(model, region)
+    found = bounds(model, region, "windows")
+    assert_equal(found, whole, allowed)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for index in range(20):
+            point = sample_point(region.interval(), generator, corner=index % 2 == 1)
+            assert not (excess(model(point), found, allowed) > 0).any()
