@@ -63,6 +63,11 @@ class Window:
             _pair(self.step[i] * dilation[i] * (kernel[i] - 1) + self.size[i] for i in at),
         )
 
+    def meets(self, grid: Pair) -> bool:
+        """Whether some unit sees the image at all, and not only what was put around it."""
+        stops = [self.start[i] + self.step[i] * (grid[i] - 1) + self.size[i] for i in (0, 1)]
+        return all(self.start[i] < self.image[i] and stops[i] > 0 for i in (0, 1))
+
     def union(self, other: Window) -> Window | None:
         """A window that contains both; None where they move differently."""
         if (self.channels, self.image, self.step) != (other.channels, other.image, other.step):

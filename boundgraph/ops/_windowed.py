@@ -99,7 +99,8 @@ def reads_flat(node: Node, layout: Layout) -> bool:
 
 def _behind_convolution(node: Node, first: Layout) -> Layout | None:
     attrs: Any = node.attrs
-    channels, height, width = node.result.type.shape[1:]
+    shape: Any = node.result.type.shape
+    channels, height, width = shape[1:]
     kernel: Any = node.inputs[1].type.shape[2:]
     if not all(isinstance(size, int) for size in kernel):
         return None
@@ -108,10 +109,10 @@ def _behind_convolution(node: Node, first: Layout) -> Layout | None:
         found = None
         if window is not None:
             found = window.behind(kernel, attrs["stride"], attrs["padding"], attrs["dilation"])
-            if found.entries > _WORTH * found.symbols:
+            if found.entries > _WORTH * found.symbols or not found.meets((height, width)):
                 return None
         blocks[name] = found
-    return Layout((channels, height, width), blocks)  # type: ignore[arg-type]
+    return Layout((channels, height, width), blocks)
 
 
 def _sum(node: Node, operands: list[Layout | None]) -> Layout | None:

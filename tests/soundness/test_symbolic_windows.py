@@ -93,6 +93,11 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
             ),
             (1, 1, 18, 18),
         ),
+        # One unit, which sees nothing but padding.
+        "outside": (
+            layers(nn.Conv2d(1, 2, 3, 1, 1), relu(), nn.Conv2d(2, 1, 2, 40, 12), relu()),
+            (1, 1, 9, 9),
+        ),
         # Windows that grow until whole generators are cheaper, the input relaxed at once.
         "grows": (
             layers(relu(), *(m for _ in range(4) for m in (nn.Conv2d(1, 1, 3, 1, 1), relu()))),
@@ -114,7 +119,7 @@ def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
 
 NAMES = (
     "strides", "uneven", "dilated", "groups", "chain", "grows", "unfinished", "restart",
-    "branches", "ends",
+    "branches", "ends", "outside",
 )  # fmt: skip
 
 
