@@ -47,8 +47,8 @@ def pipeline(
     # Intervals need no order among samples.
     if options.method != "ibp":
         steps.append(SplitBatch())
-    # Symbols of weights and of values are kept apart; sound rounding has no rule for both in one.
-    if options.method != "symbolic" and not options.sound:
+    # Symbols of weights and of values are kept apart, where rounding lets them be carried at all.
+    if options.sound or options.method != "symbolic":
         steps.append(FuseAttention())
     # Before a specification adds the labels, which have no clean copy.
     if options.training:

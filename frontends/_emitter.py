@@ -40,6 +40,8 @@ class Emitter:
         self._dependent: set[str] = set()
         self._ops: dict[str, str] = {}
         self._calls: dict[str, tuple[str, tuple[Any, ...]]] = {}
+        # Values that are all zeros, whatever the parameters hold.
+        self._zeros: set[str] = set()
         self._constants: dict[str, Tensor] = {}
         self._by_identity: dict[int, Value] = {}
 
@@ -87,6 +89,13 @@ class Emitter:
 
     def called(self, value: Value) -> tuple[str, tuple[Any, ...]] | None:
         return self._calls.get(str(value))
+
+    def set_zero(self, value: Value) -> Value:
+        self._zeros.add(str(value))
+        return value
+
+    def is_zero(self, value: Value) -> bool:
+        return str(value) in self._zeros
 
     def shape(self, value: Value) -> Shape:
         return value.type.shape

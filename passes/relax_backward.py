@@ -23,6 +23,9 @@ from boundgraph.passes._walk import SLOPE as SLOPE
 from boundgraph.passes._walk import Walk
 from boundgraph.passes.manager import Effect, Pass
 
+# What −∞ may be hidden from.
+_HIDE = ("softmax", "log_softmax", "logsumexp", "attend")
+
 
 @dataclass(frozen=True)
 class RelaxBackward(Pass):
@@ -112,6 +115,7 @@ class Run:
     order: dict[str, int] = field(default_factory=dict)
     read: dict[str, tuple[str, ...]] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
+    tight: set[str] = field(default_factory=set)
 
     def add_input(self, value: Value) -> None:
         key, type_ = str(value), value.type
@@ -154,6 +158,11 @@ class Run:
         elif self.options.intermediate and not self.problems and self.relaxes(node, spec):
             for i in bounded:
                 self._tighten(node.inputs[i])
+        self._bound(node, spec)
+
+    def _bound(self, node: Node, spec: OpSpec) -> None:
+        """The interval of a node's result, from those of its operands as they are now."""
+        key, type_ = str(node.result), node.result.type
         operands = [self.interval_or_plain(value) for value in node.inputs]
         op, attrs = INTERVAL + node.op, node.attrs
         if self.options.sound:
@@ -201,7 +210,15 @@ class Run:
         only = self.options.only
         if key not in self.nodes or (only is not None and value.name not in only):
             return
+        node, spec = self.nodes[key], ops.get(self.nodes[key].op)
+        if key in self.tight or spec is None or not self.walks(node, spec):
+            return
+        if only is None and self._follows(node, spec):
+            return
         if not self._worth_it(value):
+            # Exact already, or tightened as far as its readers care.
+            if not self.interval[key].name.endswith("_bounds"):
+                self.tight.add(key)
             return
         back = self._backward(value, signed=True)
         kinks = self._kinks(key)
@@ -212,6 +229,47 @@ class Run:
             {} if kinks is None else {"kinks": kinks},
             name=f"{value.name}_bounds",
         )
+        if kinks is None:
+            self.tight.add(key)
+
+    def _follows(self, node: Node, spec: OpSpec) -> bool:
+        """Whether the interval rule gives what a walk would, as the operands' bounds are tight.
+
+        A line over an operand's bounds is nowhere outside of the function's range over them, and
+        what is moved is bounded where it comes from. Parts of a value that are all asked for are
+        one walk there.
+        """
+        moves = spec.kind is Kind.STRUCTURAL
+        if spec.user or not (moves or spec.kind is Kind.ELEMENTWISE):
+            return False
+        sources = [node.inputs[i] for i in self.bounded(node)]
+        for source in sources if moves else ():
+            if str(source) not in self.tight and self._all_parts(source):
+                self._tighten(source)
+        if not all(str(source) in self.tight for source in sources):
+            return False
+        if not self.direct(node):
+            self._bound(node, spec)
+        self.tight.add(str(node.result))
+        return True
+
+    def _all_parts(self, value: Value) -> bool:
+        """Whether relaxed ops read as many elements of parts of a value as it has."""
+        count = 0
+        for node in self.program.nodes:
+            spec = ops.get(node.op)
+            if value not in node.inputs or spec is None:
+                continue
+            if spec.kind is not Kind.STRUCTURAL or len(self.bounded(node)) > 1:
+                return False
+            readers = [n for n in self.program.nodes if node.result in n.inputs]
+            rules = [ops.get(n.op) for n in readers]
+            if any(rule is not None and rule.lines is not None for rule in rules):
+                count += self._size(node.result)
+        return count >= self._size(value)
+
+    def _size(self, value: Value) -> int:
+        return math.prod(entry for entry in value.type.shape if isinstance(entry, int))
 
     def _adds_symbols(self, node: Node, spec: OpSpec) -> bool:
         """Whether the forward schedule of `symbolic` would take intervals of the operands."""
@@ -345,7 +403,14 @@ class Run:
         """Whether a form may be carried through a node, or stops at its interval."""
         if spec.backward is None or (self.options.parallel and spec.symbolic is None):
             return False
+        if self.options.sound and node.op == "where" and self._hides(node):
+            return False
         return not self.options.sound or walks(spec, self.relaxes(node, spec), node.attrs)
+
+    def _hides(self, node: Node) -> bool:
+        """Whether a choice may put −∞, from whose centre no form can be measured."""
+        readers = [n.op for n in self.program.nodes if node.result in n.inputs]
+        return all(op in _HIDE for op in readers)
 
     def direct(self, node: Node) -> bool:
         """Whether the result's interval was computed from the operands' as they are now."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from boundgraph.errors import InternalError
 from boundgraph.ir.program import Value
 from boundgraph.ops._spec import Lowering, lowering
+from boundgraph.ops.constant import blank as blank
 from boundgraph.ops.constant import encode
 
 
@@ -35,9 +34,3 @@ def plain(b: Lowering, target: str, *args: Any, **kwargs: Any) -> Value:
         "kwargs": tuple((name, encode(value, operands)) for name, value in kwargs.items()),
     }
     return b.emit("call", *operands, **attrs, output=())
-
-
-def blank(b: Lowering, shape: Any, value: Any, dtype: torch.dtype) -> Value:
-    """A constant of one number; the shape may be dynamic."""
-    scalar = b.tensor(torch.tensor(value, dtype=dtype))
-    return b.emit("expand", scalar, shape=tuple(shape)) if tuple(shape) else scalar

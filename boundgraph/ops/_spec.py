@@ -254,6 +254,14 @@ class Lowering(Protocol):
         """Whether a value depends on the model's inputs (and so may carry a bound)."""
         ...
 
+    def set_zero(self, value: Value) -> Value:
+        """Note that a value is all zeros, whatever the parameters hold; returns it."""
+        ...
+
+    def is_zero(self, value: Value) -> bool:
+        """Whether that was noted."""
+        ...
+
     def called(self, value: Value) -> tuple[str, tuple[Any, ...]] | None:
         """The torch function that a `call` runs and its arguments; None for any other value."""
         ...

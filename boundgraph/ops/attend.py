@@ -10,8 +10,10 @@ from torch import Tensor
 
 from boundgraph.domains.interval import Interval, as_interval
 from boundgraph.domains.linear_form import LinearForm, sum_over
+from boundgraph.domains.rounding import Outward, Precision, below
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ops._spec import Kind, OpCase, OpSpec, Rounding, get, register
+from boundgraph.ops.softmax import EXPONENT
 
 
 def _attend(scores: Tensor, values: Tensor) -> Tensor:
@@ -45,6 +47,37 @@ def _lower_mean(weights: Interval, low: Tensor) -> Tensor:
 def _interval(scores: Any, values: Any) -> Interval:
     weights, v = _weights(scores), as_interval(values)
     return Interval(_lower_mean(weights, v.lower), -_lower_mean(weights, -v.upper))
+
+
+def _sound(scores: Any, values: Any, *, terms: int, precision: Precision) -> Outward:
+    """`_interval` rounded outward: each sum loses γ(n + 4) of its terms' sizes.
+
+    The weights are enclosed as real numbers, which sum to 1 exactly.
+
+    Args:
+        terms: as declared, 8·n more than what a softmax's exponents take.
+    """
+    count = (terms - EXPONENT) // 8
+    spec = get("softmax")
+    assert spec is not None and spec.sound is not None
+    x, v = (
+        Outward.of(side if isinstance(side, Interval) else Interval.point(side), precision)
+        for side in (scores, values)
+    )
+    weights = spec.sound(x, dim=-1, terms=EXPONENT + count, precision=precision)
+    share = precision.gamma(count + 4)
+
+    def lowest(low: Tensor) -> Tensor:
+        above, under = torch.relu(low), torch.relu(-low)
+        gain, loss = torch.matmul(weights.lower, above), torch.matmul(weights.upper, under)
+        least = low.amin(-2, keepdim=True)
+        rise = torch.matmul(weights.lower, low - least)
+        return torch.maximum(
+            below(gain - loss, (gain + loss) * (2.0 * share), precision),
+            below(least + rise, (least.abs() + rise) * (2.0 * share), precision),
+        )
+
+    return Outward(lowest(v.lower), -lowest(-v.upper), precision)
 
 
 def _symbolic(
@@ -155,7 +188,8 @@ register(
         boundable=(0, 1),
         batch=_batch,
         # The ulps of a softmax, of each weight.
-        rounding=Rounding(ulps=8, terms=lambda scores, values: 1024 + 8 * scores.shape[-1]),
+        rounding=Rounding(ulps=8, terms=lambda scores, values: EXPONENT + 8 * scores.shape[-1]),
+        sound=_sound,
         backward=_backward,
         sample=_sample,
         summary="softmax(a) · b: a mean of rows of b, by weights that sum to one",

@@ -210,10 +210,13 @@ def _(b: Lowering, input: Value, requires_grad: bool = True) -> Value:
     return input
 
 
-def _filled(b: Lowering, shape: Any, value: Any, dtype: torch.dtype) -> Value:
+def blank(b: Lowering, shape: Any, value: Any, dtype: torch.dtype) -> Value:
     """A constant of one number: a scalar constant, expanded, so that a shape may be dynamic."""
     scalar = b.tensor(torch.tensor(value, dtype=dtype))
-    return b.emit("expand", scalar, shape=tuple(shape)) if tuple(shape) else scalar
+    if not tuple(shape):
+        return scalar
+    result = b.emit("expand", scalar, shape=tuple(shape))
+    return b.set_zero(result) if not value else result
 
 
 def _shape_of(sizes: tuple[Any, ...], size: Any) -> tuple[Any, ...]:
@@ -225,14 +228,14 @@ def _shape_of(sizes: tuple[Any, ...], size: Any) -> tuple[Any, ...]:
 def _plain(value: float) -> Callable[..., Value]:
     def lower(b: Lowering, *sizes: Any, size: Any = None, dtype: Any = None, **_: Any) -> Value:
         shape = _shape_of(sizes, size)
-        return _filled(b, shape, value, dtype or torch.get_default_dtype())
+        return blank(b, shape, value, dtype or torch.get_default_dtype())
 
     return lower
 
 
 def _like(value: float) -> Callable[..., Value]:
     def lower(b: Lowering, input: Value, *, dtype: Any = None, **_: Any) -> Value:
-        return _filled(b, b.shape(input), value, dtype or to_torch(input.type.dtype))
+        return blank(b, b.shape(input), value, dtype or to_torch(input.type.dtype))
 
     return lower
 
@@ -242,7 +245,7 @@ def _new(value: float) -> Callable[..., Value]:
         b: Lowering, input: Value, *sizes: Any, size: Any = None, dtype: Any = None, **_: Any
     ) -> Value:
         shape = _shape_of(sizes, size)
-        return _filled(b, shape, value, dtype or to_torch(input.type.dtype))
+        return blank(b, shape, value, dtype or to_torch(input.type.dtype))
 
     return lower
 
@@ -257,26 +260,26 @@ lowers("Tensor.new_ones", aten.new_ones.default)(_new(1))
 
 @lowers(torch.full, aten.full.default)
 def _(b: Lowering, size: Any, fill_value: Any, *, dtype: Any = None, **_: Any) -> Value:
-    return _filled(b, size, fill_value, dtype or torch.tensor(fill_value).dtype)
+    return blank(b, size, fill_value, dtype or torch.tensor(fill_value).dtype)
 
 
 @lowers(torch.full_like, aten.full_like.default)
 def _(b: Lowering, input: Value, fill_value: Any, *, dtype: Any = None, **_: Any) -> Value:
-    return _filled(b, b.shape(input), fill_value, dtype or to_torch(input.type.dtype))
+    return blank(b, b.shape(input), fill_value, dtype or to_torch(input.type.dtype))
 
 
 @lowers("Tensor.new_full", aten.new_full.default)
 def _(
     b: Lowering, input: Value, size: Any, fill_value: Any, *, dtype: Any = None, **_: Any
 ) -> Value:
-    return _filled(b, size, fill_value, dtype or to_torch(input.type.dtype))
+    return blank(b, size, fill_value, dtype or to_torch(input.type.dtype))
 
 
 @lowers("Tensor.fill", torch.fill, aten.fill.Scalar, aten.fill.Tensor)
 def _(b: Lowering, input: Value, value: Any) -> Value:
     dtype = to_torch(input.type.dtype)
     if not isinstance(value, Value):
-        return _filled(b, b.shape(input), value, dtype)
+        return blank(b, b.shape(input), value, dtype)
     if value.type.dtype != input.type.dtype:
         return b.reject("filling a tensor with a number of another dtype has no bound rule")
     lead = (1,) * len(b.shape(input))
@@ -285,4 +288,4 @@ def _(b: Lowering, input: Value, value: Any) -> Value:
 
 @lowers("Tensor.zero", aten.zero.default)
 def _(b: Lowering, input: Value) -> Value:
-    return _filled(b, b.shape(input), 0, to_torch(input.type.dtype))
+    return blank(b, b.shape(input), 0, to_torch(input.type.dtype))

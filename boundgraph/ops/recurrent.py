@@ -12,7 +12,8 @@ from boundgraph.ops._spec import Lowering, lowers
 from boundgraph.ops.views import reshape_to
 
 aten = torch.ops.aten
-State = tuple[Value, ...]
+# None is a state of zeros, which costs no product.
+State = tuple[Value | None, ...]
 # One step: from what the input contributes, and the state, to the next state.
 Step = Callable[[Lowering, Value, State, "_Weights"], State]
 
@@ -40,6 +41,13 @@ def _mul(b: Lowering, left: Value, right: Value) -> Value:
     return b.emit("mul", *b.broadcast(left, right))
 
 
+def _past(b: Lowering, given: Value, hidden: Value | None, weights: _Weights) -> Value:
+    """What input and state contribute together."""
+    if hidden is not None:
+        return _add(b, given, _linear(b, hidden, weights.hidden, weights.hidden_bias))
+    return given if weights.hidden_bias is None else _add(b, given, weights.hidden_bias)
+
+
 def _gates(b: Lowering, x: Value, count: int) -> list[Value]:
     dim = len(b.shape(x)) - 1
     width = b.shape(x)[dim] // count  # type: ignore[operator]
@@ -51,10 +59,9 @@ def _gates(b: Lowering, x: Value, count: int) -> list[Value]:
 
 def _lstm_step(b: Lowering, given: Value, state: State, weights: _Weights) -> State:
     hidden, cell = state
-    total = _add(b, given, _linear(b, hidden, weights.hidden, weights.hidden_bias))
-    enter, forget, value, leave = _gates(b, total, 4)
-    kept = _mul(b, b.emit("sigmoid", forget), cell)
-    cell = _add(b, kept, _mul(b, b.emit("sigmoid", enter), b.emit("tanh", value)))
+    enter, forget, value, leave = _gates(b, _past(b, given, hidden, weights), 4)
+    taken = _mul(b, b.emit("sigmoid", enter), b.emit("tanh", value))
+    cell = taken if cell is None else _add(b, _mul(b, b.emit("sigmoid", forget), cell), taken)
     hidden = _mul(b, b.emit("sigmoid", leave), b.emit("tanh", cell))
     if weights.projection is not None:
         hidden = _linear(b, hidden, weights.projection, None)
@@ -65,6 +72,8 @@ def _gru_step(b: Lowering, given: Value, state: State, weights: _Weights) -> Sta
     """h' = n + z·(h − n), with n = tanh(W_n x + r·(U_n h))."""
     (hidden,) = state
     own = _gates(b, given, 3)
+    if hidden is None:
+        return (_gru_start(b, own, weights),)
     past = _gates(b, _linear(b, hidden, weights.hidden, weights.hidden_bias), 3)
     reset = b.emit("sigmoid", _add(b, own[0], past[0]))
     update = b.emit("sigmoid", _add(b, own[1], past[1]))
@@ -73,10 +82,19 @@ def _gru_step(b: Lowering, given: Value, state: State, weights: _Weights) -> Sta
     return (_add(b, new, _mul(b, update, difference)),)
 
 
+def _gru_start(b: Lowering, own: list[Value], weights: _Weights) -> Value:
+    """(1 − z)·n for a state of zeros; 1 − σ(x) is σ(−x)."""
+    reset, update, new = own
+    if weights.hidden_bias is not None:
+        to_reset, to_update, to_new = _gates(b, weights.hidden_bias, 3)
+        reset, update = _add(b, reset, to_reset), _add(b, update, to_update)
+        new = _add(b, new, _mul(b, b.emit("sigmoid", reset), to_new))
+    return _mul(b, b.emit("sigmoid", b.emit("neg", update)), b.emit("tanh", new))
+
+
 def _plain_step(activation: str) -> Step:
     def step(b: Lowering, given: Value, state: State, weights: _Weights) -> State:
-        past = _linear(b, state[0], weights.hidden, weights.hidden_bias)
-        return (b.emit(activation, _add(b, given, past)),)
+        return (b.emit(activation, _past(b, given, state[0], weights)),)
 
     return step
 
@@ -91,14 +109,20 @@ def _direction(
     outputs: list[Value] = []
     for time in reversed(range(length)) if backwards else range(length):
         state = step(b, b.emit("select", given, dim=0, index=time), state, weights)
+        assert state[0] is not None
         outputs.append(state[0])
     return outputs[::-1] if backwards else outputs, state
+
+
+def _or_zero(b: Lowering, states: Sequence[Value]) -> State:
+    """None in the place of states that are zeros, as they are where the user gives none."""
+    return tuple(None if b.is_zero(state) else state for state in states)
 
 
 def _layers(
     b: Lowering,
     input: Value,
-    states: tuple[Value, ...],
+    states: State,
     params: Sequence[Value],
     step: Step,
     options: tuple[bool, int, float, bool, bool, bool],
@@ -113,7 +137,10 @@ def _layers(
     batch_dim = 0 if batch_first and not unbatched else 1
     if unbatched:
         input = reshape_to(b, input, (b.shape(input)[0], 1, b.shape(input)[1]))
-        states = tuple(reshape_to(b, s, (b.shape(s)[0], 1, b.shape(s)[1])) for s in states)
+        states = tuple(
+            None if s is None else reshape_to(b, s, (b.shape(s)[0], 1, b.shape(s)[1]))
+            for s in states
+        )
     x = b.emit("permute", input, dims=(1, 0, 2)) if batch_dim == 0 else input
     if not isinstance(b.shape(x)[0], int):
         return b.reject(
@@ -122,13 +149,15 @@ def _layers(
         )
     directions = 2 if bidirectional else 1
     each = len(params) // (layers * directions)
-    lasts: list[list[Value]] = [[] for _ in states]
+    lasts: list[list[Any]] = [[] for _ in states]
     for layer in range(layers):
         sides = []
         for side in range(directions):
             at = layer * directions + side
             weights = _Weights(params[at * each : (at + 1) * each], biases)
-            start = tuple(b.emit("select", s, dim=0, index=at) for s in states)
+            start = tuple(
+                None if s is None else b.emit("select", s, dim=0, index=at) for s in states
+            )
             outputs, last = _direction(b, x, start, weights, step, backwards=side == 1)
             sides.append(b.emit("stack", *outputs, dim=0))
             for kept, value in zip(lasts, last, strict=True):
@@ -146,14 +175,14 @@ def _layers(
 def _(b: Lowering, input: Value, hx: Any, params: Any, *options: Any) -> Any:
     if isinstance(params, bool) or not isinstance(params, list | tuple):
         return b.reject("packed sequences have no bound rule", help="pass a padded tensor")
-    return _layers(b, input, tuple(hx), list(params), _lstm_step, options)  # type: ignore[arg-type]
+    return _layers(b, input, _or_zero(b, hx), list(params), _lstm_step, options)  # type: ignore[arg-type]
 
 
 def _lower_layers(step: Step) -> Any:
     def lower(b: Lowering, input: Value, hx: Any, params: Any, *options: Any) -> Any:
         if not isinstance(params, list | tuple):
             return b.reject("packed sequences have no bound rule", help="pass a padded tensor")
-        return _layers(b, input, (hx,), list(params), step, options)  # type: ignore[arg-type]
+        return _layers(b, input, _or_zero(b, (hx,)), list(params), step, options)  # type: ignore[arg-type]
 
     return lower
 
@@ -174,7 +203,7 @@ def _cell(step: Step) -> Any:
         b_hh: Value | None = None,
     ) -> Any:
         weights = _Weights((w_ih, w_hh, *(() if b_ih is None else (b_ih, b_hh))), b_ih is not None)
-        state = tuple(hx) if isinstance(hx, list | tuple) else (hx,)
+        state = _or_zero(b, hx if isinstance(hx, list | tuple) else (hx,))
         result = step(b, _linear(b, input, w_ih, b_ih), state, weights)
         return result if len(result) > 1 else result[0]
 

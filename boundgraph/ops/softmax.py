@@ -19,6 +19,8 @@ from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rounding, lower
 from boundgraph.relaxations.exponentials import log_sum_exp, softmax_planes
 
 aten = torch.ops.aten
+# Roundings of a share: e^s carries |s| ulps, and is 0 below s = −745.
+EXPONENT = 1024
 
 
 def _log_odds(own: Tensor, others: Tensor, dim: int) -> Tensor:
@@ -74,6 +76,8 @@ def _sound_log_odds(
 
 
 def _softmax_sound(x: Outward, *, dim: int, terms: int, precision: Precision) -> Outward:
+    # What is declared for the exponents of the network itself does not concern a bound.
+    terms = terms - EXPONENT + 16
     lower = torch.sigmoid(_sound_log_odds(x.lower, x.upper, dim, terms, precision, -1))
     upper = torch.sigmoid(_sound_log_odds(x.upper, x.lower, dim, terms, precision, 1))
     share = 16.0 * precision.unit
@@ -176,8 +180,7 @@ register(
         interval=_softmax_interval,
         boundable=(0,),
         batch=_batch,
-        # e^s carries |s| ulps, and it is 0 below s = −745.
-        rounding=Rounding(ulps=1024, terms=lambda x, *, dim: x.shape[dim] + 8),
+        rounding=Rounding(ulps=EXPONENT, terms=lambda x, *, dim: x.shape[dim] + 8),
         sound=_softmax_sound,
         backward=_softmax_backward,
         sample=_sample,
@@ -225,6 +228,30 @@ def _sum_exp(x: Tensor, *, dims: tuple[int, ...], keepdim: bool) -> Tensor:
 
 def _sum_exp_interval(x: Interval, **attrs: Any) -> Interval:
     return Interval(_sum_exp(x.lower, **attrs), _sum_exp(x.upper, **attrs))
+
+
+def _sum_exp_sound(
+    x: Outward, *, dims: tuple[int, ...], keepdim: bool, terms: int, precision: Precision
+) -> Outward:
+    """`top + log Σ e^(x − top)`, which rises in every entry.
+
+    A share e^s with s <= 0 is off by u·|s| in the exponent, so by u·|s|·e^s < u/2, and by 8 ulps of
+    exp. Their sum is at least 1 and has n of them, so that its relative error, and the absolute one
+    of its logarithm, is below (2n + 16)·u; 8 ulps of log n <= n and a sum follow.
+
+    Args:
+        terms: declared terms and ulps of the op, at least n + 16.
+    """
+    lower, upper = (_sum_exp(end, dims=dims, keepdim=keepdim) for end in (x.lower, x.upper))
+    low, high = (
+        v.abs() * (8.0 * precision.unit) + 16.0 * terms * precision.unit for v in (lower, upper)
+    )
+    # Where everything is hidden it is −∞ exactly.
+    return Outward(
+        below(lower, low, precision),
+        torch.where(upper == -torch.inf, upper, above(upper, high, precision)),
+        precision,
+    )
 
 
 def _sum_exp_backward(
@@ -283,6 +310,7 @@ register(
         rounding=Rounding(
             ulps=8, terms=lambda x, *, dims, keepdim: math.prod(x.shape[d] for d in dims) + 8
         ),
+        sound=_sum_exp_sound,
         backward=_sum_exp_backward,
         sample=_sample_sum_exp,
         summary="log Σ exp over dimensions",

@@ -13,6 +13,7 @@ from boundgraph.ir.types import Dim, FormType
 from boundgraph.ops import bounded, get
 from boundgraph.ops.bounded import BACKWARD, least
 from boundgraph.runtime.interpret import DimSizes
+from boundgraph.runtime.shared_lines import SharedLines
 from boundgraph.runtime.slices import tensor_of
 from boundgraph.runtime.slopes import FreeLines, Slopes, free_lines
 from boundgraph.runtime.transposed import conv2d_backward
@@ -37,7 +38,9 @@ class Portion:
         *,
         batch: int,
         dynamic: bool,
+        lines: SharedLines | None = None,
     ) -> None:
+        self.lines = lines
         self.walk, self.values, self.sizes = walk, values, sizes
         self.batch, self.dynamic = batch, dynamic
         like = tensor_of(values[str(walk.seed.inputs[0])])
@@ -63,8 +66,11 @@ class Portion:
                 self.forms[str(node.result)] = self._through_free(node, operands[0], slopes)
                 continue
             attrs = {k: self.sizes.resolve(v) for k, v in node.attrs.items()}
-            rule = _QUICK.get(node.op) or bounded.rule(node.op)
-            self.forms[str(node.result)] = rule(*operands, **attrs)
+            known = None if self.lines is None else self.lines.through(node, operands, attrs)
+            if known is None:
+                rule = _QUICK.get(node.op) or bounded.rule(node.op)
+                known = rule(*operands, **attrs)
+            self.forms[str(node.result)] = known
         total = self._least()
         total = total.reshape(len(total), -1)
         return total.expand(-1, self.batch) if total.shape[1] == 1 else total

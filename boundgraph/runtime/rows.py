@@ -31,6 +31,7 @@ from boundgraph.runtime.memory import (
     too_small,
 )
 from boundgraph.runtime.portion import Portion
+from boundgraph.runtime.shared_lines import SharedLines
 from boundgraph.runtime.slices import (
     batch_size,
     by_sample,
@@ -226,6 +227,7 @@ class _Run:
     ) -> None:
         program = runner.program
         self.runner, self.usage, self.search = runner, usage, search
+        self.lines = SharedLines(program.nodes)
         self.time_left = time_left
         self.values: dict[str, Any] = runner._by_name(inputs)
         self.values.update((str(p), runner.lookup(p.name)) for p in program.params)
@@ -355,13 +357,16 @@ class _Run:
         given = {str(value): self.values[str(value)] for value in walk.inputs}
         if steps:
             given = {key: _detached(value) for key, value in given.items()}
+        # Detached values are this walk's own, and a checkpoint makes everything again.
+        lines = SharedLines(self.runner.program.nodes) if steps else self.lines
+        shared = None if torch.is_grad_enabled() and not steps else lines
         lowers, uppers = [], []
         for start in range(0, count, size):
             units = units_of(start, min(start + size, count))
             if size < count and torch.is_grad_enabled():
                 total = checkpoint(self._walk_units, walk, units, given, 0, use_reentrant=False)
             else:
-                total = self._walk_units(walk, units, given, steps)
+                total = self._walk_units(walk, units, given, steps, shared)
             rows = min(size, count - start)
             lowers.append(total[:rows])
             if walk.signed:
@@ -378,10 +383,23 @@ class _Run:
         self.usage.of[name] = self.usage.of.get(name, 0) + walk.rows * self.batch
         self.usage.chunk[name] = chunk
 
-    def _walk_units(self, walk: Walk, units: Tensor, values: dict[str, Any], steps: int) -> Tensor:
+    def _walk_units(
+        self,
+        walk: Walk,
+        units: Tensor,
+        values: dict[str, Any],
+        steps: int,
+        lines: SharedLines | None = None,
+    ) -> Tensor:
         """Least values `[rows, batch]` for units `[rows]`, or `[batch, rows]` each its own."""
         portion = Portion(
-            walk, units, values, self.sizes, batch=self.batch, dynamic=self.runner.dynamic
+            walk,
+            units,
+            values,
+            self.sizes,
+            batch=self.batch,
+            dynamic=self.runner.dynamic,
+            lines=lines,
         )
         return self._climbed(portion.run, steps)
 

@@ -22,9 +22,8 @@ from boundgraph.ir.program import Node
 from boundgraph.ops import get
 from boundgraph.ops.bounded import BACKWARD
 from boundgraph.runtime.interpret import DimSizes
+from boundgraph.runtime.shared_lines import OF_WALKS
 
-# What a walk's rule takes beside the attributes of the op itself.
-_OF_WALKS = frozenset(("shapes", "target", "sample_dims", "operand", "carry"))
 # The last of many steps over the first, and how much a step is at least of the one before.
 _LAST_STEP, _SHRINK = 0.05, 0.6
 
@@ -44,7 +43,7 @@ def free_lines(node: Node, values: Mapping[str, Any], sizes: DimSizes) -> FreeLi
     """
     spec = get(node.op.removeprefix(BACKWARD))
     assert spec is not None and spec.lines is not None
-    attrs = {k: sizes.resolve(v) for k, v in node.attrs.items() if k not in _OF_WALKS}
+    attrs = {k: sizes.resolve(v) for k, v in node.attrs.items() if k not in OF_WALKS}
     pre: Interval = values[str(node.inputs[1])]
     lines: Lines = spec.lines(pre, **attrs)
     if len(node.inputs) < 3:

@@ -286,6 +286,10 @@ def _log_softmax(x: Array, *, dim: int) -> Array:
     return _each(_by_mpmath("log"), _softmax(x, dim=dim))
 
 
+def _sum_exp(x: Array, *, dims: tuple[int, ...], keepdim: bool) -> Array:
+    return _each(_by_mpmath("log"), _each(_by_mpmath("exp"), x).sum(axis=dims, keepdims=keepdim))
+
+
 def _mean(x: Array, dims: tuple[int, ...]) -> Array:
     count = math.prod(x.shape[dim] for dim in dims)
     return x.sum(axis=dims, keepdims=True) / Fraction(count)
@@ -328,6 +332,7 @@ _DIRECT: dict[str, Callable[..., Array]] = {
     "batch_norm": _batch_norm,
     "softmax": _softmax,
     "log_softmax": _log_softmax,
+    "logsumexp": _sum_exp,
     "linear_margin": lambda x, w, b, labels, *, classes, pairwise: _margin(
         np.dot(x, w.T) + b, labels, classes=classes
     ),

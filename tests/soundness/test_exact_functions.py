@@ -43,6 +43,12 @@ def _grouped(x: Tensor) -> Tensor:
     return F.group_norm(x.reshape(-1, 2, 3), 2).flatten(1)
 
 
+def _attention(x: Tensor) -> Tensor:
+    rows = x.reshape(-1, 2, 3)
+    scores = torch.softmax(rows @ rows.mT, -1)
+    return (scores @ rows).flatten(1)
+
+
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "layer norm": lambda x: F.layer_norm(x, (6,), eps=1e-5),
     "layer norm, tiny eps": lambda x: F.layer_norm(x, (6,), eps=1e-12),
@@ -55,7 +61,9 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "3-norm": lambda x: x + torch.linalg.vector_norm(x, 3, dim=1, keepdim=True),
     "max norm": lambda x: x - torch.linalg.vector_norm(x, torch.inf, dim=1, keepdim=True),
     "deviation": lambda x: x + x.std(1, keepdim=True),
+    "attention": _attention,
     "softmax": lambda x: torch.softmax(x, 1),
+    "log of a sum of exponentials": lambda x: x - torch.logsumexp(x, 1, keepdim=True),
     "log softmax": lambda x: torch.log_softmax(x, 1),
     "log": lambda x: torch.log(x.abs() + 0.5),
     "sqrt": lambda x: torch.sqrt(x.square()),

@@ -1,0 +1,67 @@
+"""Lines of relaxed ops, made once in a run for all the walks that come through.
+
+Lines follow from the interval of an operand alone, and a smooth op takes hundreds of small steps to
+find them. Under `crown` every later walk comes through the op again: of an LSTM's time most went
+there.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from boundgraph.domains.linear_form import LinearForm, Lines
+from boundgraph.ir.program import Node
+from boundgraph.ops import get
+from boundgraph.ops.bounded import BACKWARD
+
+# What a walk's rule takes beside the attributes of the op itself.
+OF_WALKS = frozenset(("shapes", "target", "sample_dims", "operand", "carry"))
+Key = tuple[Any, ...]
+
+
+class SharedLines:
+    """Lines by what they are made from, of ops that several walks of a program come through.
+
+    Args:
+        nodes: of the program.
+    """
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        counts = Counter(key for node in nodes if (key := _key(node)) is not None)
+        self._shared = {key for key, count in counts.items() if count > 1}
+        self._made: dict[Key, Lines] = {}
+
+    def through(
+        self, node: Node, operands: Sequence[Any], attrs: Mapping[str, Any]
+    ) -> LinearForm | None:
+        """The form on the operand of a relaxed op; None where its rule has to say it.
+
+        Args:
+            node: of the program.
+            operands: the form on its result, the operand's interval and what else it reads.
+            attrs: of the node, with sizes resolved.
+        """
+        key = _key(node)
+        if key is None or key not in self._shared:
+            return None
+        if key not in self._made:
+            spec = get(node.op.removeprefix(BACKWARD))
+            assert spec is not None and spec.lines is not None
+            own = {name: value for name, value in attrs.items() if name not in OF_WALKS}
+            self._made[key] = spec.lines(*operands[1:], **own)
+        form: LinearForm = operands[0]
+        return form.through(self._made[key], attrs["sample_dims"])
+
+
+def _key(node: Node) -> Key | None:
+    """What lines are made from; None for a node whose lines are not worth keeping."""
+    if not node.op.startswith(BACKWARD) or "parallel" in node.attrs:
+        return None
+    spec = get(node.op.removeprefix(BACKWARD))
+    # Lines of ops that are linear in pieces take a few steps.
+    if spec is None or spec.lines is None or spec.kinks is not None or spec.user:
+        return None
+    own = tuple((k, repr(v)) for k, v in node.attrs.items() if k not in OF_WALKS)
+    return (node.op, *map(str, node.inputs[1:]), own)
