@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -68,6 +68,15 @@ Clip = Annotated[
 Norm = Annotated[
     str, typer.Option("--norm", help="Norm of the ball of radius EPS: inf, 2, 1 or any p >= 1.")
 ]
+# Where a run may say what it was trained for.
+RunNorm = Annotated[
+    str | None,
+    typer.Option(
+        "--norm",
+        help="Norm of the ball of radius EPS: inf, 2, 1 or any p >= 1.",
+        show_default="inf, or the run's",
+    ),
+]
 Threads = Annotated[
     int | None, typer.Option(help="CPU threads to compute with.", show_default="torch's choice")
 ]
@@ -115,6 +124,13 @@ def parse_clip(text: str) -> tuple[float, float] | None:
     if not low < high:
         raise ConfigError(f"--clip needs LOW < HIGH, got {text!r}")
     return low, high
+
+
+def norm_for(text: str | None, config: Mapping[str, Any] | None) -> float:
+    """p of a ball as asked for, or as the run with this configuration was trained for."""
+    if text is not None:
+        return parse_norm(text)
+    return math.inf if config is None else float(config["train"].get("norm", math.inf))
 
 
 def parse_norm(text: str) -> float:

@@ -48,14 +48,18 @@ def print_evaluation(out: Output, result: Evaluation, title: str) -> None:
 
 
 def collect_examples(
-    model: nn.Module, data: DataSet, result: Evaluation, clip: tuple[float, float] | None
+    model: nn.Module,
+    data: DataSet,
+    result: Evaluation,
+    clip: tuple[float, float] | None,
+    norm: float,
 ) -> list[Example]:
     """A few held-out images of every verdict, with proved margins and successful attacks."""
     import torch
 
     from boundgraph.attacks import pgd
     from boundgraph.compiler import compile
-    from boundgraph.domains.regions import LinfBall
+    from boundgraph.domains.regions import ball
     from boundgraph.domains.specs import Margin
 
     masks = result.masks
@@ -76,13 +80,13 @@ def collect_examples(
     at = torch.tensor([index for index, _ in picked])
     x, y = data.x_test[at].to(device), data.y_test[at].to(device)
     method = result.method.split("+")[-1]
-    region = LinfBall(x, result.eps, clip)
+    region = ball(x, result.eps, norm, clip)
     with torch.no_grad():
         logits = model(x)
         program = compile(model, region, method=method, spec=Margin(logits.shape[1]))
         rows = program(region, labels=y).lower
     margins = rows.scatter(1, y[:, None], torch.inf).amin(1)
-    found = pgd(model, x, y, result.eps, clip=clip, loss="margin", restarts=2)
+    found = pgd(model, x, y, result.eps, clip=clip, norm=norm, loss="margin", restarts=2)
     with torch.no_grad():
         taken_for = model(found.x_adv).argmax(1)
     return [
@@ -114,6 +118,7 @@ def write_run(
     data: DataSet,
     result: Evaluation,
     clip: tuple[float, float] | None,
+    norm: float,
 ) -> None:
     """Put the evaluation into the run folder and write its report anew."""
     from boundgraph.training.metrics import read_metrics
@@ -126,6 +131,6 @@ def write_run(
         run.config(),
         read_metrics(run.metrics_path),
         summary,
-        collect_examples(model, data, result, clip),
+        collect_examples(model, data, result, clip, norm),
         data.class_names,
     )

@@ -16,15 +16,15 @@ from boundgraph.cli._options import (
     Download,
     Json,
     Limit,
-    Norm,
+    RunNorm,
     Seed,
     Target,
     Threads,
     Weights,
     check_device,
     examples,
+    norm_for,
     parse_clip,
-    parse_norm,
     set_threads,
 )
 
@@ -59,7 +59,7 @@ def attack_command(
     loss: Annotated[str, typer.Option(help="What PGD climbs: margin, ce or dlr.")] = "margin",
     weights: Weights = None,
     clip: Clip = "0,1",
-    norm: Norm = "inf",
+    norm: RunNorm = None,
     limit: Limit = None,
     batch: Annotated[int, typer.Option(help="Images at a time.")] = 256,
     seed: Seed = 0,
@@ -92,7 +92,7 @@ def attack_command(
         "loss": loss,
         "seed": seed,
     }
-    p = parse_norm(norm)
+    p = norm_for(norm, subject.config)
     if p != math.inf:
         if kind is not Kind.pgd:
             raise ConfigError("the interval attack searches L-infinity balls; use --kind pgd")

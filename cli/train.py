@@ -16,12 +16,14 @@ from boundgraph.cli._options import (
     Device,
     Download,
     Json,
+    Norm,
     Seed,
     Threads,
     check_device,
     examples,
     parse_clip,
     parse_methods,
+    parse_norm,
     set_threads,
     spare_threads,
 )
@@ -91,6 +93,7 @@ def train_command(
         ),
     ] = None,
     clip: Clip = "0,1",
+    norm: Norm = "inf",
     seed: Seed = 0,
     threads: Threads = None,
     device: Device = None,
@@ -127,7 +130,7 @@ def train_command(
     out = Output(as_json or os.environ.get("RANK", "0") != "0")
     set_threads(threads)
     check_device(device)
-    limits = parse_clip(clip)
+    limits, p = parse_clip(clip), parse_norm(norm)
     images = load_data(data, download)
     chosen = _recipe(recipe, images, eps, epochs, batch, subset, method)
     network, identity = new_network(model, images, seed)
@@ -147,6 +150,7 @@ def train_command(
         device=device,
         compile="auto" if compiled is None else compiled,
         clip=limits,
+        norm=p,
         record={"model": identity, "data": {"source": data}, "command": command_line()},
     )
     if not trained.finished:
@@ -162,11 +166,12 @@ def train_command(
         methods,
         show=False,
         clip=limits,
+        norm=p,
         attack_steps=attack_steps,
         restarts=restarts,
         seed=seed,
     )
-    write_run(trained.run, trained.model, images, result, limits)
+    write_run(trained.run, trained.model, images, result, limits, p)
     print_evaluation(out, result, f"{images.name}, ε = {eps}, {result.n:,} held-out images")
     _usage(out, trained)
     out.finish(

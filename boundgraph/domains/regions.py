@@ -24,6 +24,24 @@ def linf_interval(
     return Interval(lower, upper)
 
 
+def ball_interval(
+    center: Tensor, eps: float | Tensor, norm: float, clip: tuple[float, float] | None = None
+) -> Interval:
+    """The ball of a norm around each sample, as bound programs take it. Unchecked and traceable.
+
+    Args:
+        center: `[batch, ...]`.
+        eps: a number or a 0-d tensor.
+        norm: p >= 1, `math.inf` included.
+        clip: range of valid inputs, which cuts the box around a ball.
+    """
+    box = linf_interval(center, eps, clip)
+    if norm == math.inf:
+        return box
+    reach = torch.as_tensor(eps, dtype=center.dtype, device=center.device)
+    return BallInterval(box.lower, box.upper, center, reach.expand(center.shape[0]), norm)
+
+
 def _require_finite(name: str, tensor: Tensor) -> None:
     if not tensor.is_floating_point():
         raise RegionError(f"{name} has dtype {tensor.dtype}; a region needs floating point")

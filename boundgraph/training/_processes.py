@@ -60,16 +60,17 @@ class Processes:
         model: nn.Module,
         eps: float,
         clip: tuple[float, float] | None,
+        norm: float,
         seed: int,
     ) -> TrainingLoss:
         """The recipe's loss over this process's part of each batch."""
         if self.world == 1:
-            return recipe.make_loss(model, eps, clip=clip, seed=seed)
+            return recipe.make_loss(model, eps, clip=clip, norm=norm, seed=seed)
         if recipe.subset is not None:
             recipe = replace(recipe, subset=self.share(recipe.subset, "subset"))
         ids = [self.device] if self.device.type == "cuda" else None
         wrapped = nn.parallel.DistributedDataParallel(model, device_ids=ids)
-        return recipe.make_loss(wrapped, eps, clip=clip, seed=seed)
+        return recipe.make_loss(wrapped, eps, clip=clip, norm=norm, seed=seed)
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """Means over the processes, equal in all of them."""

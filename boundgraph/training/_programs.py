@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Hashable
 from typing import Any
@@ -12,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from boundgraph.compiler import compile
-from boundgraph.domains.regions import Box
+from boundgraph.domains.regions import ball
 from boundgraph.domains.specs import CrossEntropy, Margin, OtherMargins
 from boundgraph.errors import ConfigError, SpecError
 from boundgraph.fingerprint import changed, fingerprint
@@ -100,6 +101,7 @@ class ProgramCache:
         x: Tensor,
         method: str,
         *,
+        norm: float = math.inf,
         fused: bool = False,
         tracks: bool = False,
         tune_for: str | None = None,
@@ -109,7 +111,7 @@ class ProgramCache:
         # or switching BatchNorm to evaluation cannot leave a stale program in use.
         state = fingerprint(model)
         key = (
-            (method, fused, tracks),
+            (method, norm, fused, tracks),
             tuple(x.shape[1:]),
             x.dtype,
             x.device,
@@ -126,7 +128,7 @@ class ProgramCache:
             self._settle(state)
             example = torch.zeros((2, *x.shape[1:]), dtype=x.dtype, device=x.device)
             classes = count_classes(model, example)
-            made = _compiled(model, example, method, classes, tune_for, fused, tracks)
+            made = _compiled(model, example, method, norm, classes, tune_for, fused, tracks)
             self._programs[key] = (classes, made)
             self._alive.append((*model.modules(), *model.parameters()))
         self._key, self._state = key, state
@@ -151,6 +153,7 @@ def _compiled(
     model: nn.Module,
     example: Tensor,
     method: str,
+    norm: float,
     classes: int,
     tune_for: str | None,
     fused: bool,
@@ -175,7 +178,7 @@ def _compiled(
     def make(keep_clean: bool) -> BoundProgram:
         return compile(
             source,
-            Box(example, example),
+            ball(example, 0.0, norm),
             *draw_masks(masks, example),
             masked=bool(masks),
             method=method,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class TrainerOptions:
     clip: tuple[float, float] | None
     validate: int
     checkpoint_seconds: float | None
+    norm: float = math.inf
 
     def __post_init__(self) -> None:
         if self.compile not in ("auto", True, False):
@@ -82,8 +84,9 @@ class Trainer:
         recipe.initialize(model, generator.manual_seed(derive_seed(options.seed, WEIGHTS)))
         # Rows of backward bounds meet the layout of no single op: measured 1.5 times slower.
         self.layout = ImageLayout(model, wanted=not recipe.backward)
+        seed = derive_seed(options.seed, LOSS, self.rank)
         self.loss = self.processes.make_loss(
-            recipe, model, options.eps, options.clip, derive_seed(options.seed, LOSS, self.rank)
+            recipe, model, options.eps, options.clip, options.norm, seed
         )
         self.optimizer = recipe.make_optimizer(model)
         self.average = None if recipe.ema is None else WeightAverage(model, recipe.ema)
@@ -316,7 +319,8 @@ class Trainer:
         method = self.recipe.method if self.recipe.loss == "mixed" else "ibp"
         x = self.data.x_test[:count].to(self.device)
         y = self.data.y_test[:count].to(self.device)
-        return Validation(self.model, x, y, self.options.eps, method, self.options.clip)
+        options = self.options
+        return Validation(self.model, x, y, options.eps, method, options.clip, options.norm)
 
     def _worth_compiling(self, x: Tensor) -> bool:
         if self.options.compile != "auto":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from boundgraph.domains.regions import linf_interval
+from boundgraph.domains.balls import BallInterval, inside_ball, steepest
+from boundgraph.domains.interval import Interval
+from boundgraph.domains.regions import ball_interval
 from boundgraph.errors import ConfigError
 from boundgraph.training._programs import inner_module
 from boundgraph.training.losses import TrainingLoss
@@ -32,9 +35,10 @@ class AdversarialLoss(TrainingLoss):
         steps: int = 7,
         step_size: float | None = None,
         clip: tuple[float, float] | None = (0.0, 1.0),
+        norm: float = math.inf,
         seed: int | None = None,
     ) -> None:
-        super().__init__(model, eps, alpha=1.0, clip=clip)
+        super().__init__(model, eps, alpha=1.0, clip=clip, norm=norm)
         if isinstance(steps, bool) or steps < 1:
             raise ConfigError(f"steps must be >= 1, got {steps!r}")
         if step_size is not None and not step_size > 0:
@@ -46,9 +50,9 @@ class AdversarialLoss(TrainingLoss):
 
     def perturb(self, x: Tensor, y: Tensor) -> Tensor:
         """The attacked batch, detached. BatchNorm runs in evaluation mode meanwhile."""
-        region = linf_interval(x.detach(), self.eps, self.clip)
+        region = ball_interval(x.detach(), self.eps, self.norm, self.clip)
         noise = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=self.generator)
-        moved = region.lower + noise * (region.upper - region.lower)
+        moved = _inside(region.lower + noise * (region.upper - region.lower), region)
         # The attack must not move the running statistics of the model that it attacks.
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
@@ -58,8 +62,8 @@ class AdversarialLoss(TrainingLoss):
                 with torch.enable_grad():
                     loss = F.cross_entropy(inner_module(self.model)(moved), y)
                 (gradient,) = torch.autograd.grad(loss, moved)
-                moved = moved.detach() + self.step_size * self.eps * gradient.sign()
-                moved = torch.minimum(torch.maximum(moved, region.lower), region.upper)
+                way = gradient.sign() if self.norm == math.inf else steepest(gradient, self.norm)
+                moved = _inside(moved.detach() + self.step_size * self.eps * way, region)
         finally:
             for module, mode in modes:
                 module.training = mode
@@ -74,3 +78,10 @@ class AdversarialLoss(TrainingLoss):
         super().load_training_state(state)
         if self.generator is not None and state["generator"] is not None:
             self.generator.set_state(state["generator"])
+
+
+def _inside(points: Tensor, region: Interval) -> Tensor:
+    """Points pulled back into the region."""
+    if isinstance(region, BallInterval):
+        return inside_ball(points, region)
+    return torch.minimum(torch.maximum(points, region.lower), region.upper)

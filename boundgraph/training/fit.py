@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,7 @@ def fit(
     compile: Literal["auto"] | bool = "auto",
     amp: bool = False,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: float = math.inf,
     validate: int = 1000,
     checkpoint_seconds: float = 15.0,
     record: Mapping[str, Any] | None = None,
@@ -93,6 +95,7 @@ def fit(
         amp: compute the losses in bfloat16 where torch's autocast does. Held-out accuracy
             is certified in full precision.
         clip: range of valid inputs, None for no limit.
+        norm: of the balls of radius `eps`: `math.inf`, 2, 1 or any p >= 1.
         validate: how many held-out images to measure after each epoch, 0 for none.
         checkpoint_seconds: time between checkpoints; one is also written at the end.
         record: further plain data for `config.json`; what it adds to the parts `model` and
@@ -106,14 +109,15 @@ def fit(
         CheckpointError: a checkpoint is corrupt or cannot be written.
     """
     recipe = _recipe(recipe, data, eps)
-    options = TrainerOptions(
-        eps, seed, compile, amp, clip, validate, checkpoint_seconds if run_dir is not None else None
-    )
+    seconds = checkpoint_seconds if run_dir is not None else None
+    options = TrainerOptions(eps, seed, compile, amp, clip, validate, seconds, norm)
     model.to(device)
     trainer = Trainer(model, data, recipe, options)
     run = None
     if run_dir is not None:
-        config = run_config(model, data, recipe, eps, seed, amp=amp, clip=clip, record=record)
+        config = run_config(
+            model, data, recipe, eps, seed, amp=amp, clip=clip, norm=norm, record=record
+        )
         run = trainer.only_first(
             lambda: open_run(run_dir, config, resume=resume), RunFolder(Path(run_dir))
         )
@@ -146,14 +150,17 @@ def run_config(
     *,
     amp: bool = False,
     clip: tuple[float, float] | None = (0.0, 1.0),
+    norm: float = math.inf,
     record: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """The configuration of a run as plain data, for `config.json`."""
     shapes = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     extra = dict(record or {})
+    train = {"eps": eps, "seed": seed, "amp": amp, "clip": clip, "recipe": recipe.to_dict()}
+    # JSON has no infinity, and boxes are what a run without the entry trained for.
     return {
         **extra,
-        "train": {"eps": eps, "seed": seed, "amp": amp, "clip": clip, "recipe": recipe.to_dict()},
+        "train": train if norm == math.inf else {**train, "norm": norm},
         "data": {
             **extra.get("data", {}),
             "name": data.name,

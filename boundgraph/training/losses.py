@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from boundgraph.compiler import TRAINING_METHODS
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.regions import linf_interval
+from boundgraph.domains.regions import ball_interval
 from boundgraph.domains.specs import OtherMargins
 from boundgraph.errors import ConfigError, DataError, NonFiniteError, SpecError
 from boundgraph.runtime.module import BoundProgram
@@ -71,6 +71,7 @@ class TrainingLoss(nn.Module):
         eps: radius in input units.
         alpha: weight of the robust part, in [0, 1].
         clip: range of valid inputs, None for no limit.
+        norm: of the balls of radius ε: `math.inf`, 2, 1 or any p >= 1.
     """
 
     eps: Tensor
@@ -83,6 +84,7 @@ class TrainingLoss(nn.Module):
         *,
         alpha: float = 0.0,
         clip: tuple[float, float] | None = (0.0, 1.0),
+        norm: float = math.inf,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -91,6 +93,9 @@ class TrainingLoss(nn.Module):
             raise ConfigError(f"clip must be (low, high) with low < high, or None; got {clip!r}")
         self.model = model
         self.clip = None if clip is None else (float(clip[0]), float(clip[1]))
+        if isinstance(norm, bool) or not norm >= 1:
+            raise ConfigError(f"norm must be math.inf or a number >= 1, got {norm!r}")
+        self.norm = float(norm)
         first = next(iter(model.parameters()), torch.zeros(()))
         dtype = torch.float64 if first.dtype == torch.float64 else torch.float32
 
@@ -233,6 +238,7 @@ class MixedLoss(TrainingLoss):
         alpha: weight of the bound loss; ignored where `controller` is given.
         controller: a `Controller` or the name of one; moves α in `end_epoch`.
         clip: range of valid inputs, None for no limit.
+        norm: of the balls of radius ε: `math.inf`, 2, 1 or any p >= 1.
         train_eps: factor on ε while training (training for a slightly larger radius
             certifies better at the nominal one).
         fused: bound the cross-entropy itself: one backward row instead of one per class
@@ -262,6 +268,7 @@ class MixedLoss(TrainingLoss):
         alpha: float = 0.5,
         controller: Controller | str | None = None,
         clip: tuple[float, float] | None = (0.0, 1.0),
+        norm: float = math.inf,
         train_eps: float = 1.0,
         fused: bool = False,
         beta: float | None = None,
@@ -270,7 +277,7 @@ class MixedLoss(TrainingLoss):
         if isinstance(controller, str):
             controller = make_controller(controller, alpha=alpha)
         self_controller = controller or ConstantController(_alpha(alpha))
-        super().__init__(model, eps, alpha=self_controller.alpha, clip=clip)
+        super().__init__(model, eps, alpha=self_controller.alpha, clip=clip, norm=norm)
         if method not in TRAINING_METHODS:
             known = ", ".join(TRAINING_METHODS)
             raise ConfigError(f"no training with method {method!r}; choose one of {known}")
@@ -346,7 +353,13 @@ class MixedLoss(TrainingLoss):
                 "whose own pass would draw other masks; put the dropout layers into evaluation mode"
             )
         self._cache.select(
-            model, x, self.method, fused=self.fused, tracks=tracks, tune_for=self.tune_for
+            model,
+            x,
+            self.method,
+            norm=self.norm,
+            fused=self.fused,
+            tracks=tracks,
+            tune_for=self.tune_for,
         )
 
     def check_batch(self, x: Tensor, y: Tensor) -> None:
@@ -357,7 +370,7 @@ class MixedLoss(TrainingLoss):
 
     def region(self, x: Tensor) -> Interval:
         """The input region around `x`, unchecked and traceable."""
-        return linf_interval(x, self.eps * self.train_eps, self.clip)
+        return ball_interval(x, self.eps * self.train_eps, self.norm, self.clip)
 
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])

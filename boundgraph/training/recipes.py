@@ -121,13 +121,15 @@ class Recipe:
         eps: float,
         *,
         clip: tuple[float, float] | None = (0.0, 1.0),
+        norm: float = math.inf,
         seed: int | None = None,
     ) -> TrainingLoss:
-        """The loss of this recipe for a model and a target ε."""
+        """The loss of this recipe for a model and a target ε, the radius of balls of a norm."""
         if self.loss == "clean":
-            return TrainingLoss(model, eps, clip=clip)
+            return TrainingLoss(model, eps, clip=clip, norm=norm)
         if self.loss == "pgd":
-            return AdversarialLoss(model, eps, steps=self.attack_steps, clip=clip, seed=seed)
+            steps = self.attack_steps
+            return AdversarialLoss(model, eps, steps=steps, clip=clip, norm=norm, seed=seed)
         return MixedLoss(
             model,
             eps,
@@ -135,6 +137,7 @@ class Recipe:
             subset=self.subset,
             controller=self.make_controller(),
             clip=clip,
+            norm=norm,
             train_eps=self.train_eps,
             fused=self.fused,
             beta=None if self.beta is None else self.beta.at(0.0),

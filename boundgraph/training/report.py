@@ -197,7 +197,9 @@ def _picture(image: Tensor, text: str) -> str:
 def _reuse(folder: Path, config: Mapping[str, Any]) -> str:
     model = config.get("model", {})
     make = model.get("source", "model = ...  # the network that was trained")
-    eps = config.get("train", {}).get("eps", 0.1)
+    train = config.get("train", {})
+    radius = f"eps={train.get('eps', 0.1)}"
+    ball = f"LpBall(x, {radius}, p={train['norm']}" if "norm" in train else f"LinfBall(x, {radius}"
     shape = ", ".join(map(str, config.get("data", {}).get("image_shape", ())))
     code = f"""import torch
 import boundgraph as bg
@@ -208,7 +210,7 @@ model.load_state_dict(state["weights"])
 model.eval()
 
 x = torch.rand(1, {shape})  # images in [0, 1]
-bounds = bg.bound(model, method="mix")(bg.LinfBall(x, eps={eps}, clip=(0.0, 1.0)))"""
+bounds = bg.bound(model, method="mix")(bg.{ball}, clip=(0.0, 1.0)))"""
     shell = f"boundgraph evaluate {folder}"
     return (
         f"<section><h2>Use the weights</h2><pre>{escape(code)}</pre>"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from boundgraph.compiler import compile
-from boundgraph.domains.regions import Box, linf_interval
+from boundgraph.domains.regions import ball, ball_interval
 from boundgraph.domains.specs import Margin
 from boundgraph.errors import ConfigError, DataError, SpecError
 from boundgraph.runtime.module import BoundProgram
@@ -25,6 +27,7 @@ class Validation:
         eps: radius, in input units.
         method: bound method.
         clip: range of valid inputs, None for no limit.
+        norm: of the balls of radius ε.
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class Validation:
         eps: float,
         method: str,
         clip: tuple[float, float] | None,
+        norm: float = math.inf,
     ) -> None:
+        self.norm = norm
         self.model, self.x, self.y, self.clip = model, x, y, clip
         self.eps, self.method = eps, method
         self._program: BoundProgram | None = None
@@ -64,14 +69,14 @@ class Validation:
         if self._program is None:
             example = self.x[:2]
             classes = count_classes(self.model, example)
-            self._program = compile(
-                self.model, Box(example, example), method=self.method, spec=Margin(classes)
-            )
+            around = ball(example, 0.0, self.norm)
+            self._program = compile(self.model, around, method=self.method, spec=Margin(classes))
         clean = certified = 0
         for start in range(0, len(self.y), CHUNK):
             x, y = self.x[start : start + CHUNK], self.y[start : start + CHUNK]
             right = self.model(x).argmax(1) == y
-            margins = self._program.run((linf_interval(x, self.eps, self.clip),), y).lower
+            region = ball_interval(x, self.eps, self.norm, self.clip)
+            margins = self._program.run((region,), y).lower
             # Row y is exactly 0; NaN compares false and so never certifies.
             proved = (margins > 0).sum(1) == margins.shape[1] - 1
             clean += int(right.sum())
