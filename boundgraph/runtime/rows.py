@@ -360,6 +360,8 @@ class _Run:
         # Detached values are this walk's own, and a checkpoint makes everything again.
         lines = SharedLines(self.runner.program.nodes) if steps else self.lines
         shared = None if torch.is_grad_enabled() and not steps else lines
+        if shared is not None and size < count:
+            shared = shared.for_portions()
         lowers, uppers = [], []
         for start in range(0, count, size):
             units = units_of(start, min(start + size, count))

@@ -1,4 +1,4 @@
-"""Lines of relaxed ops, made once in a run for all the walks that come through.
+"""Lines of relaxed ops, made once in a run for all the walks and portions that come through.
 
 Lines follow from the interval of an operand alone, and a smooth op takes hundreds of small steps to
 find them. Under `crown` every later walk comes through the op again: of an LSTM's time most went
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any
 
 from boundgraph.domains.linear_form import LinearForm, Lines
@@ -32,6 +33,13 @@ class SharedLines:
         counts = Counter(key for node in nodes if (key := _key(node)) is not None)
         self._shared = {key for key, count in counts.items() if count > 1}
         self._made: dict[Key, Lines] = {}
+        self._of_walk: dict[Key, Lines] | None = None
+
+    def for_portions(self) -> SharedLines:
+        """Keeps the lines of other ops, too, for a walk that comes through in portions."""
+        lines = copy(self)
+        lines._of_walk = {}
+        return lines
 
     def through(
         self, node: Node, operands: Sequence[Any], attrs: Mapping[str, Any]
@@ -44,15 +52,18 @@ class SharedLines:
             attrs: of the node, with sizes resolved.
         """
         key = _key(node)
-        if key is None or key not in self._shared:
+        if key is None:
             return None
-        if key not in self._made:
+        made = self._made if key in self._shared else self._of_walk
+        if made is None:
+            return None
+        if key not in made:
             spec = get(node.op.removeprefix(BACKWARD))
             assert spec is not None and spec.lines is not None
             own = {name: value for name, value in attrs.items() if name not in OF_WALKS}
-            self._made[key] = spec.lines(*operands[1:], **own)
+            made[key] = spec.lines(*operands[1:], **own)
         form: LinearForm = operands[0]
-        return form.through(self._made[key], attrs["sample_dims"])
+        return form.through(made[key], attrs["sample_dims"])
 
 
 def _key(node: Node) -> Key | None:
