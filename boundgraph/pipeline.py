@@ -23,6 +23,7 @@ from boundgraph.passes import (
     FuseAttention,
     GuardDomains,
     IntervalKernel,
+    IntervalSteps,
     MarginProduct,
     PairProducts,
     Pass,
@@ -86,7 +87,7 @@ def pipeline(
         if options.lower_only:
             steps += [MarginProduct(), ReluRows()]
     elif options.training and options.lower_only and not options.sound:
-        steps.append(ReluSteps())
+        steps += [ReluSteps(), IntervalSteps()]
     if options.sound:
         steps.append(GuardDomains())
     return (*steps, BoundedCommonSubexpressions(), BoundedDeadCode())

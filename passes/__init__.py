@@ -20,6 +20,7 @@ from boundgraph.passes.fuse_launches import MarginProduct as MarginProduct
 from boundgraph.passes.fuse_launches import PairProducts as PairProducts
 from boundgraph.passes.guard_domains import GuardDomains as GuardDomains
 from boundgraph.passes.interval_kernel import IntervalKernel as IntervalKernel
+from boundgraph.passes.interval_steps import IntervalSteps as IntervalSteps
 from boundgraph.passes.manager import Effect as Effect
 from boundgraph.passes.manager import Pass as Pass
 from boundgraph.passes.manager import PassRecord as PassRecord

@@ -18,6 +18,7 @@ from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
 
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.interval_steps import channels_last
 from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.relu_rows import relu_rows
 from boundgraph.domains.transposed import transposed
@@ -62,7 +63,7 @@ class Layer(NamedTuple):
             of_weight = torch.matmul(coeff.flatten(0, 1).T, grad.flatten(0, 1)) if wanted else None
             return torch.matmul(grad, weight.T), of_weight
         # The convolution itself: its output is the gradient, and its weight's is the same.
-        folded, values = coeff.flatten(0, 1), grad.flatten(0, 1)
+        folded, values = coeff.flatten(0, 1), channels_last(grad.flatten(0, 1))
         new = torch.conv2d(values, weight, None, self.stride, self.padding, self.dilation)
         of_weight = None
         if wanted:
@@ -70,7 +71,7 @@ class Layer(NamedTuple):
                 folded, values, weight, None, self.stride, self.padding, self.dilation,
                 False, (0, 0), 1, (False, True, False),
             )  # fmt: skip
-        return new.unflatten(0, coeff.shape[:2]), of_weight
+        return channels_last(new.unflatten(0, coeff.shape[:2])), of_weight
 
 
 class _Lines(NamedTuple):
@@ -102,6 +103,13 @@ def _wide(term: Tensor, rank: int) -> Tensor:
     return term.reshape(*term.shape, *(1,) * (rank - 2))
 
 
+def _flat(value: Tensor, lead: int) -> Tensor:
+    """A sample's elements as one dimension behind `lead` others, in their order of memory."""
+    if value.dim() == lead + 3 and value.shape[lead] > 1:
+        value = value.movedim(lead, -1)
+    return value.flatten(lead)
+
+
 def _by_channel(coeff: Tensor) -> Tensor:
     """Sums over positions, `[rows, batch, channels]`."""
     return coeff.sum(tuple(range(3, coeff.dim()))) if coeff.dim() > 3 else coeff
@@ -130,12 +138,12 @@ class _ReluStep(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         share, width = _chord(lower, upper)
         lines = _Lines.of(share, width)
-        columns = lines.offset.flatten(1).unsqueeze(2)
+        columns = _flat(lines.offset, 1).unsqueeze(2)
         found, terms = [], []
         for part in _portions(coeff):
             a = coeff[part]
             negative = a.clamp(max=0.0)
-            term = torch.bmm(negative.flatten(2).transpose(0, 1), columns).squeeze(2).T
+            term = torch.bmm(_flat(negative, 2).transpose(0, 1), columns).squeeze(2).T
             new = lines.apply(a, negative)
             if bias is not None:
                 term = term + torch.matmul(_by_channel(new), bias)
@@ -143,7 +151,9 @@ class _ReluStep(torch.autograd.Function):
             terms.append(term)
         if len(found) == 1:
             return found[0], terms[0].contiguous(), share, width
-        return torch.cat(found), torch.cat(terms), share, width
+        # Folded, since torch keeps the order of memory only in four dimensions.
+        whole = torch.cat([part.flatten(0, 1) for part in found]).unflatten(0, coeff.shape[:2])
+        return whole, torch.cat(terms), share, width
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -157,7 +167,8 @@ class _ReluStep(torch.autograd.Function):
         coeff, weight, bias, share, width = ctx.saved_tensors
         lines = _Lines.of(share, width)
         sums = _Sums(bias)
-        grad, of_coeff = grad.contiguous(), torch.empty_like(coeff)
+        grad = channels_last(grad) if ctx.layer.size or weight is None else grad.contiguous()
+        of_coeff = torch.empty_like(coeff)
         of_weight: Tensor | None = None
         for part in _portions(coeff):
             a, t = coeff[part], grad_term[part]
@@ -182,6 +193,13 @@ class _ReluStep(torch.autograd.Function):
         return of_coeff, of_lower, of_upper, of_weight, sums.bias, None
 
 
+def _unflat(value: Tensor, shape: torch.Size) -> Tensor:
+    """`[batch, elements]` from `_flat` as the value that it was."""
+    if len(shape) == 4 and shape[1] > 1:
+        return value.view(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+    return value.view(shape)
+
+
 class _Sums:
     """Gradients of what all rows share, added up over portions."""
 
@@ -200,8 +218,8 @@ class _Sums:
                 self.share = row * of_row
             else:
                 self.share.addcmul_(row, of_row)
-        columns = torch.bmm(term.T.unsqueeze(1), negative.flatten(2).transpose(0, 1))
-        found = columns.view(negative.shape[1:])
+        columns = torch.bmm(term.T.unsqueeze(1), _flat(negative, 2).transpose(0, 1)).squeeze(1)
+        found = _unflat(columns, negative.shape[1:])
         self.offset = found if self.offset is None else self.offset.add_(found)
 
     def ends(self, share: Tensor, width: Tensor) -> tuple[Tensor, Tensor]:
@@ -243,6 +261,7 @@ def relu_step(
     if torch.compiler.is_compiling():
         new, term = relu_rows(coeff, lower, upper, bias)
         return new if weight is None else made.carry(new, weight), term
+    coeff, lower, upper = (channels_last(value) for value in (coeff, lower, upper))
     found = _ReluStep.apply(coeff, lower, upper, weight, bias, made)  # type: ignore[no-untyped-call]
     return found[0], found[1]
 

@@ -30,7 +30,12 @@ def transposed(
     """The transpose of `conv2d` without groups: `[n, outputs, …]` to `[n, inputs, *size]`."""
     kernel = tuple(weight.shape[2:])
     if math.prod(weight.shape[1:]) <= _FEW and coeff.device.type == "cpu":
-        columns = torch.matmul(weight.flatten(1).T, coeff.flatten(2))
+        image = coeff
+        if image.is_contiguous(memory_format=torch.channels_last):
+            columns = image.permute(0, 2, 3, 1).flatten(1, 2).transpose(1, 2)
+        else:
+            columns = image.flatten(2)
+        columns = torch.matmul(weight.flatten(1).T, columns)
         return F.fold(columns, size, kernel, dilation, padding, stride)
     missed = [
         whole - ((out - 1) * s - 2 * p + d * (k - 1) + 1)
@@ -38,7 +43,8 @@ def transposed(
             size, coeff.shape[2:], stride, padding, dilation, kernel, strict=True
         )
     ]
-    strided = max(stride) > 1 and coeff.device.type == "cpu"
+    ordered = coeff.is_contiguous(memory_format=torch.channels_last)
+    strided = max(stride) > 1 and coeff.device.type == "cpu" and not ordered
     if strided:
         coeff = coeff.contiguous(memory_format=torch.channels_last)
     found = F.conv_transpose2d(

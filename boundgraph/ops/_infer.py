@@ -209,6 +209,8 @@ def _infer_bound_only(node: Node) -> TensorType:
         return FormType(type_.dtype, (*type_.shape[:2], channels, *size))
     if op == "backward.assemble":
         return IntervalType(type_.dtype, node.attrs["shape"])
+    if op == "interval.layer_step":
+        return IntervalType(type_.dtype, (type_.shape[0], *node.attrs["features"]))
     if node.op in _LINEAR:
         return IntervalType(type_.dtype, (*type_.shape[:-1], node.inputs[1].type.shape[0]))
     if node.op in ("interval.meet", "interval.tighten") and not all(

@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from boundgraph.domains.balls import least_over_ball
 from boundgraph.domains.interval import Interval, meet
 from boundgraph.domains.interval_linear import INTERVAL_LINEAR
+from boundgraph.domains.interval_steps import layer_interval, relu_interval, sum_interval
 from boundgraph.domains.linear_form import LinearForm, identity_rows, sum_forms
 from boundgraph.domains.relu_rows import relu_form
 from boundgraph.domains.relu_steps import step_form
@@ -265,6 +266,9 @@ BOUND_ONLY: dict[str, Rule] = {
     "interval.linear_pair": _linear_pair,
     "interval.linear_relu": _linear_relu,
     "interval.linear_margin_lower": _linear_margin_lower,
+    "interval.layer_step": layer_interval,
+    "interval.relu_step": relu_interval,
+    "interval.add_step": sum_interval,
     # A plain value that carries rounding from here on.
     "interval.point": Interval.point,
     "interval.tighten": _tighten,

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 import boundgraph as bg
 from boundgraph import ops
 from boundgraph.compiler import compile
-from boundgraph.domains import relu_steps
+from boundgraph.domains import interval_steps, relu_steps
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.relu_steps import step_form
-from boundgraph.passes import ReluSteps
+from boundgraph.passes import IntervalSteps, ReluSteps
 from boundgraph.training.losses import MixedLoss
 
 # Shapes of the operand and the weight, and a convolution's attributes.
@@ -35,7 +35,9 @@ def attributes(found: dict[str, object]) -> dict[str, object]:
 
 @pytest.fixture(params=[1, 1 << 20])
 def portion(request, monkeypatch):
+    """Portions of one row and of all; images in channels-last order, too."""
     monkeypatch.setattr(relu_steps, "_MOST", request.param)
+    monkeypatch.setattr(interval_steps, "_LARGE", request.param)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:
@@ -156,6 +158,7 @@ class Branches(nn.Module):
         return self.last(y.flatten(1))
 
 
+@pytest.mark.usefixtures("portion")
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("make", [network, Branches])
 def test_the_same_training_gradients(monkeypatch, make, fused):
@@ -163,12 +166,13 @@ def test_the_same_training_gradients(monkeypatch, make, fused):
     first, found = make().double(), []
     for with_steps in (True, False):
         if not with_steps:
-            monkeypatch.setattr(ReluSteps, "run", lambda self, program: program)
+            for steps in (ReluSteps, IntervalSteps):
+                monkeypatch.setattr(steps, "run", lambda self, program: program)
         model = copy.deepcopy(first)
         loss_fn = MixedLoss(model, 0.1, method="crown-ibp", subset=None, fused=fused)
         loss = loss_fn(x, y)
         loss.backward()
-        assert ("relu_step" in str(loss_fn.program.ir)) == with_steps
+        assert ("_step" in str(loss_fn.program.ir)) == with_steps
         found.append([loss, *(p.grad for p in model.parameters())])
     for mine, want in zip(*found, strict=True):
         torch.testing.assert_close(mine, want, rtol=1e-9, atol=1e-12)
