@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import ClassVar
 
+from boundgraph.domains import interval_steps
 from boundgraph.ir.program import Attrs, Node, Program
 from boundgraph.ir.types import Dim, IntervalType, Stage
 from boundgraph.ops.bounded import INTERVAL
@@ -23,7 +25,8 @@ class IntervalSteps(Pass):
     """`interval.linear`, `interval.conv2d` and the `interval.relu` between them become steps.
 
     The same bounds and gradients, with gradients written by hand that keep two tensors for
-    each layer and no |W| (`domains/interval_steps.py`).
+    each layer and no |W| (`domains/interval_steps.py`). Networks without a large layer stay as
+    they are: on the small MNIST network the calls cost a tenth of the fused step.
     """
 
     name: ClassVar[str] = "interval-steps"
@@ -32,7 +35,7 @@ class IntervalSteps(Pass):
 
     def run(self, program: Program) -> Program:
         layers = {str(node.result) for node in program.nodes if _is_layer(node)}
-        if not layers:
+        if not any(_is_large(node) for node in program.nodes if str(node.result) in layers):
             return program
         sums = {str(node.result) for node in program.nodes if _is_sum(node)}
         readers: dict[str, set[str]] = defaultdict(set)
@@ -70,6 +73,10 @@ def _is_layer(node: Node) -> bool:
     if node.op == f"{INTERVAL}linear":
         return len(x.shape) == 2
     return len(x.shape) == 4 and node.attrs["groups"] == 1
+
+
+def _is_large(layer: Node) -> bool:
+    return math.prod(layer.result.type.shape[1:]) >= interval_steps.LARGE
 
 
 def _is_sum(node: Node) -> bool:

@@ -9,6 +9,7 @@ three and strided ones take a quarter to a half of the time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,14 +22,14 @@ from boundgraph.domains.interval import Interval
 
 # Elements of |W| that are made at a time.
 _PART = 1 << 20
-# Elements of an image from which its order of memory matters; smaller ones lose by the copies.
-_LARGE = 1 << 17
+# Elements of a sample from which steps and orders of memory pay; smaller ones lose by calls.
+LARGE = 1 << 12
 _Convolution = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 
 
 def channels_last(image: Tensor) -> Tensor:
     """Large `[..., channels, height, width]` in that order of memory; others as they are."""
-    small = image.dim() < 4 or image.shape[-3] == 1 or image.numel() < _LARGE
+    small = image.dim() < 4 or image.shape[-3] == 1 or math.prod(image.shape[-3:]) < LARGE
     if small or image.device.type != "cpu":
         return image
     flat = image.flatten(0, -4).contiguous(memory_format=torch.channels_last)

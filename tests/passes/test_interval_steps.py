@@ -25,7 +25,7 @@ LAYERS: dict[str, tuple[tuple[int, ...], tuple[int, ...], dict[str, Any]]] = {
 def size(request, monkeypatch):
     """|W| in parts of one row or whole; images in channels-last order or not."""
     monkeypatch.setattr(interval_steps, "_PART", request.param)
-    monkeypatch.setattr(interval_steps, "_LARGE", request.param)
+    monkeypatch.setattr(interval_steps, "LARGE", request.param)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:

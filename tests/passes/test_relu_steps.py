@@ -37,7 +37,7 @@ def attributes(found: dict[str, object]) -> dict[str, object]:
 def portion(request, monkeypatch):
     """Portions of one row and of all; images in channels-last order, too."""
     monkeypatch.setattr(relu_steps, "_MOST", request.param)
-    monkeypatch.setattr(interval_steps, "_LARGE", request.param)
+    monkeypatch.setattr(interval_steps, "LARGE", request.param)
 
 
 def draw(generator: torch.Generator, *shape: int) -> Tensor:
