@@ -76,7 +76,8 @@ def _is_layer(node: Node) -> bool:
 
 
 def _is_large(layer: Node) -> bool:
-    return math.prod(layer.result.type.shape[1:]) >= interval_steps.LARGE
+    sizes = [size for size in layer.result.type.shape[1:] if isinstance(size, int)]
+    return math.prod(sizes) >= interval_steps.LARGE
 
 
 def _is_sum(node: Node) -> bool:
