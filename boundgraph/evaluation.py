@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from boundgraph.attacks._common import (
     check_batch,
     margins,
     require_eval_mode,
+    require_finite_weights,
     run_model,
 )
 from boundgraph.attacks.pgd import check_counts, pgd
-from boundgraph.compiler import METHODS, CompileOptions, compile
+from boundgraph.compiler import CompileOptions, compile
 from boundgraph.data.labelled import LabelledData, labelled_batches, sample_count
 from boundgraph.domains.balls import samples_of
 from boundgraph.domains.enclosure import corners
@@ -34,7 +35,8 @@ from boundgraph.errors import (
     RegionError,
     SoundnessError,
 )
-from boundgraph.options import CASCADE, EXPENSIVE, for_certifying
+from boundgraph.options import CASCADE, EXPENSIVE, for_certifying, methods_of
+from boundgraph.parameter_regions import ParameterRegions, require_inside
 from boundgraph.runtime.chunked import ChunkedProgram
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
@@ -57,6 +59,7 @@ def evaluate(
     max_memory: int | None = None,
     rounding: str = "nearest",
     accumulate: str = "float64",
+    parameters: ParameterRegions | None = None,
 ) -> Evaluation:
     """Clean, attacked and certified accuracy over balls of a norm.
 
@@ -85,6 +88,8 @@ def evaluate(
             bounds; see `docs/soundness.md`.
         accumulate: with `"sound"` and ibp, sums of centres are taken in `"float64"`, which loses a
             tenth of the width that `"dtype"` does and takes half as long again.
+        parameters: regions of parameters, as for `boundgraph.compile`: a sample is certified for
+            all weights in them. Clean and attacked accuracy are of the model as it is.
 
     Raises:
         ConfigError: a bad option, a model in training mode, or reduced precision.
@@ -104,7 +109,7 @@ def evaluate(
     """
     options = _Options(
         eps,
-        _methods(method),
+        methods_of(CASCADE if method == "cascade" or tuple(method) == ("cascade",) else method),
         clip,
         norm,
         attack_steps,
@@ -115,9 +120,11 @@ def evaluate(
         max_memory,
         rounding,
         accumulate,
+        parameters or {},
     )
     require_eval_mode(model)
     require_finite_weights(model)
+    require_inside(model, options.parameters)
     with arithmetic(model, rounding), torch.inference_mode(False):
         run = _Run(model, options)
         show, total = reporter(progress), sample_count(data, limit)
@@ -143,6 +150,7 @@ class _Options:
     max_memory: int | None
     rounding: str = "nearest"
     accumulate: str = "float64"
+    parameters: ParameterRegions = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
@@ -256,9 +264,12 @@ class _Run:
 
             def build(pair: Tensor) -> BoundProgram:
                 region = ball(pair, options.eps, options.norm)
-                return compile(self.model, region, spec=Margin(classes), **chosen)
+                spec, weights = Margin(classes), options.parameters
+                return compile(self.model, region, spec=spec, parameters=weights, **chosen)
 
-            self.programs[method] = ChunkedProgram(build, example, self.options.max_memory)
+            self.programs[method] = ChunkedProgram(
+                build, example, options.max_memory, options.parameters
+            )
         return self.programs[method]
 
     def _attack(self, x: Tensor, y: Tensor, clean: Tensor, margin: Tensor) -> tuple[Tensor, Tensor]:
@@ -304,28 +315,3 @@ def lower_bounds(bounds: Interval | Symbolic | Tensor) -> Tensor:
 def proves(lowest: Tensor) -> Tensor:
     """Whether a lower bound of the smallest margin is a proof: above 0, not NaN, finite."""
     return (lowest > 0) & torch.isfinite(lowest)
-
-
-def require_finite_weights(model: nn.Module) -> None:
-    """Raise NonFiniteError, naming all parameters and buffers that hold NaN or infinity."""
-    bad = [
-        name
-        for tensors in (model.named_parameters(), model.named_buffers())
-        for name, tensor in tensors
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-    if bad:
-        raise NonFiniteError(f"the model's weights hold NaN or infinity: {', '.join(bad)}")
-
-
-def _methods(method: str | Sequence[str]) -> tuple[str, ...]:
-    if method == "cascade" or tuple(method) == ("cascade",):
-        return CASCADE
-    names = (method,) if isinstance(method, str) else tuple(method)
-    unknown = [name for name in names if name not in METHODS]
-    if unknown or not names:
-        raise ConfigError(
-            f"unknown method {unknown[0] if unknown else method!r}; choose from "
-            f"{', '.join(METHODS)}"
-        )
-    return tuple(dict.fromkeys(names))

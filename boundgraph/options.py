@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,6 +32,24 @@ def for_certifying(method: str, rounding: str, accumulate: str) -> dict[str, Any
     if rounding == "sound" and method == "ibp":
         options["accumulate"] = accumulate
     return options
+
+
+def methods_of(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The bound methods that decide verdicts, in order and each once; None for all of `CASCADE`.
+
+    Raises:
+        ConfigError: a method is unknown, or there are none.
+    """
+    if names is None:
+        return CASCADE
+    chosen = (names,) if isinstance(names, str) else tuple(names)
+    unknown = [name for name in chosen if name not in METHODS]
+    if unknown or not chosen:
+        raise ConfigError(
+            f"unknown method {unknown[0] if unknown else chosen!r}; choose from "
+            f"{', '.join(METHODS)}"
+        )
+    return tuple(dict.fromkeys(chosen))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from boundgraph.domains.regions import Box, LinfBall
 from boundgraph.errors import RegionError
@@ -64,3 +64,21 @@ def _parameter(captured: Capture, path: str) -> Tensor:
         some = ", ".join(list(known)[:8])
         raise RegionError(f"the model has no parameter {path!r}; it has {some}")
     return known[path]
+
+
+def require_inside(model: nn.Module, regions: ParameterRegions) -> None:
+    """Raise RegionError unless the model's own weights lie in their regions.
+
+    A counterexample is looked for with the weights as they are, which must be one choice of those
+    that a proof is about. Unknown names are left to `with_parameter_inputs`.
+    """
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for path, region in regions.items():
+        if path not in known or tuple(region.shape) != tuple(known[path].shape):
+            continue
+        box, value = region.interval(), known[path].detach()
+        if not bool(((box.lower <= value) & (value <= box.upper)).all()):
+            raise RegionError(
+                f"the model's own {path!r} lies outside its region: attacks run the model as it "
+                "is, which says nothing about the weights of the region then"
+            )

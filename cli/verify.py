@@ -23,10 +23,12 @@ from boundgraph.cli._options import (
     parse_norm,
     set_threads,
 )
+from boundgraph.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from boundgraph.domains.regions import Box, LinfBall
     from boundgraph.verification import Verdict
 
 EXAMPLES = examples(
@@ -100,6 +102,15 @@ def verify_command(
     counterexample: Annotated[
         Path | None, typer.Option(help="Save counterexamples here (torch.load).")
     ] = None,
+    weight: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=EPS",
+            help="Prove it for all values of this parameter within EPS of its own; repeat it for "
+            "several.",
+            show_default=False,
+        ),
+    ] = None,
     certificate: Annotated[
         Path | None,
         typer.Option(
@@ -142,6 +153,7 @@ def verify_command(
         progress=sys.stderr.isatty() and not as_json,
         certificate=certificate is not None,
         rounding=rounding,
+        parameters=_weights(model, weight or []),
     )
     verdicts = found if isinstance(found, list) else [found]
     for sample, verdict in enumerate(verdicts):
@@ -168,13 +180,31 @@ def verify_command(
         raise typer.Exit(1)
 
 
+def _weights(model: nn.Module, texts: list[str]) -> dict[str, Box | LinfBall]:
+    """Regions of parameters from NAME=EPS."""
+    from boundgraph.domains.regions import LinfBall
+
+    known = dict(model.named_parameters())
+    found: dict[str, Box | LinfBall] = {}
+    for text in texts:
+        name, _, radius = text.partition("=")
+        try:
+            eps = float(radius)
+        except ValueError:
+            raise ConfigError(f"--weight must be NAME=EPS, got {text!r}") from None
+        if name not in known:
+            some = ", ".join(list(known)[:8])
+            raise ConfigError(f"--weight: no parameter {name!r}; there are {some}")
+        found[name] = LinfBall(known[name].detach(), eps)
+    return found
+
+
 def _subject(
     target: str, data: str | None, weights: Path | None, index: int, limit: int, download: bool
 ) -> tuple[nn.Module, tuple[Tensor, ...], Tensor | None]:
     """The model, its inputs, and the labels of images from a data set."""
     from boundgraph.cli._model_file import load_model_file
     from boundgraph.cli._subject import load_subject, load_weights
-    from boundgraph.errors import ConfigError
 
     if data is None and not Path(target).is_dir():
         loaded = load_model_file(target)
@@ -196,8 +226,6 @@ def _subject(
 def _labels(label: int | None, labels: str | None, truth: Tensor | None) -> Tensor | None:
     """The classes asked for; None leaves them to the model."""
     import torch
-
-    from boundgraph.errors import ConfigError
 
     if label is not None and labels is not None:
         raise ConfigError("--label and --labels exclude each other")

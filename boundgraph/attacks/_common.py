@@ -81,6 +81,18 @@ def find_loss(name: str, classes: int) -> Loss:
     return LOSSES[name]
 
 
+def require_finite_weights(model: nn.Module) -> None:
+    """Raise NonFiniteError, naming all parameters and buffers that hold NaN or infinity."""
+    bad = [
+        name
+        for tensors in (model.named_parameters(), model.named_buffers())
+        for name, tensor in tensors
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
+    ]
+    if bad:
+        raise NonFiniteError(f"the model's weights hold NaN or infinity: {', '.join(bad)}")
+
+
 def require_eval_mode(model: nn.Module) -> None:
     """Raise ConfigError where the model computes otherwise in training than in evaluation."""
     found = [

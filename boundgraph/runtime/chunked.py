@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from boundgraph.domains.balls import samples_of
 from boundgraph.domains.interval import Interval
+from boundgraph.domains.regions import Region
 from boundgraph.runtime.memory import fixed_batch
 from boundgraph.runtime.module import BoundProgram
 
@@ -22,11 +23,17 @@ class ChunkedProgram:
             one where the model turns out to be tied to the batch size of its example.
         example: `[batch, ...]` of the shape to come.
         max_memory: bytes that the bounds may take, None for a default.
+        parameters: the regions of parameters that the program was built with.
     """
 
     def __init__(
-        self, build: Callable[[Tensor], BoundProgram], example: Tensor, max_memory: int | None
+        self,
+        build: Callable[[Tensor], BoundProgram],
+        example: Tensor,
+        max_memory: int | None,
+        parameters: Mapping[str, Region] | None = None,
     ) -> None:
+        self.parameters = parameters or {}
         first = example[:1]
         self.program = build(torch.cat([first, first]))
         fixed = fixed_batch(self.program.ir) is not None
@@ -40,7 +47,8 @@ class ChunkedProgram:
         """The output of each slice of the batch, unchecked and without gradients."""
         for start in range(0, len(labels), self.samples):
             at = slice(start, start + self.samples)
-            part = samples_of(region, at)
+            inputs = [samples_of(region, at)]
+            inputs += self.program.weight_boxes(self.parameters, len(inputs[0].lower))
             with torch.no_grad():
-                output = self.program.run_within([part], labels[at], self.max_memory)
+                output = self.program.run_within(inputs, labels[at], self.max_memory)
             yield at, output

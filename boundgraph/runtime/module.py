@@ -389,14 +389,18 @@ class BoundProgram(nn.Module):
             return tuple(regions)
         if len(regions) != self.info.inputs:
             raise RegionError(f"{len(regions)} regions given, the model takes {self.info.inputs}")
-        batch = regions[0].shape[0]
-        copies = []
-        for name in wanted:
+        copies = self.weight_boxes(parameters, regions[0].shape[0])
+        return (*regions, *(Box(box.lower, box.upper) for box in copies))
+
+    def weight_boxes(self, parameters: Mapping[str, Region], batch: int) -> list[Interval]:
+        """What `run` takes behind the model's inputs: regions of parameters, one copy a sample."""
+        found = []
+        for name in self.info.parameters:
             region = parameters[name]
             box = enclosure(region) if self.info.sound else region.interval()
             shape = (batch, *box.lower.shape)
-            copies.append(Box(box.lower.expand(shape), box.upper.expand(shape)))
-        return (*regions, *copies)
+            found.append(Interval(box.lower.expand(shape), box.upper.expand(shape)))
+        return found
 
     def _check_regions(self, regions: Sequence[Region | Tensor]) -> list[Interval | Tensor]:
         expected = self.ir.inputs[: self.info.inputs + len(self.info.parameters)]

@@ -8,12 +8,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from boundgraph.attacks._common import require_eval_mode
-from boundgraph.compiler import METHODS
+from boundgraph.attacks._common import require_eval_mode, require_finite_weights
 from boundgraph.domains.regions import Box, LinfBall, LpBall, Region
 from boundgraph.domains.specs import LinearSpec, Margin
-from boundgraph.errors import ConfigError, NonFiniteError, RegionError, SpecError
-from boundgraph.options import CASCADE
+from boundgraph.errors import ConfigError, RegionError, SpecError
+from boundgraph.parameter_regions import ParameterRegions, require_inside
 from boundgraph.verification.spec import All, Any, AnySpec, Constraint
 
 
@@ -23,6 +22,7 @@ def check(
     spec: AnySpec,
     timeout: float,
     max_memory: int | None,
+    parameters: ParameterRegions,
 ) -> int:
     """The batch size, once everything fits.
 
@@ -32,7 +32,7 @@ def check(
     if not isinstance(model, nn.Module):
         raise ConfigError(f"model must be an nn.Module, got {type(model).__name__}")
     require_eval_mode(model)
-    _require_finite_weights(model)
+    require_finite_weights(model)
     if not isinstance(spec, Margin | LinearSpec | Constraint | All | Any):
         raise SpecError(
             f"spec must be Margin, LinearSpec, Constraint, All or Any, got {type(spec).__name__}"
@@ -42,21 +42,8 @@ def check(
         raise ConfigError(f"timeout must be a number of seconds >= 0, got {timeout!r}")
     if max_memory is not None and (not isinstance(max_memory, int) or max_memory < 1):
         raise ConfigError(f"max_memory must be a number of bytes >= 1, got {max_memory!r}")
-    return _batch_size(regions)
-
-
-def methods_of(names: Sequence[str] | None) -> tuple[str, ...]:
-    """The bound methods to run, in order."""
-    if names is None:
-        return CASCADE
-    chosen = (names,) if isinstance(names, str) else tuple(names)
-    unknown = [name for name in chosen if name not in METHODS]
-    if unknown or not chosen:
-        raise ConfigError(
-            f"unknown method {unknown[0] if unknown else chosen!r}; choose from "
-            f"{', '.join(METHODS)}"
-        )
-    return tuple(dict.fromkeys(chosen))
+    require_inside(model, parameters)
+    return _batch_size(regions, bool(parameters))
 
 
 def labels_of(
@@ -95,7 +82,7 @@ def one_sample(region: Region | Tensor, index: int, batch: int) -> Region | Tens
     return LinfBall(region.center[at], eps, region.clip)
 
 
-def _batch_size(regions: tuple[Region | Tensor, ...]) -> int:
+def _batch_size(regions: tuple[Region | Tensor, ...], weights: bool) -> int:
     if not regions:
         raise RegionError("no region given: pass a Box or LinfBall, or one per model input")
     for region in regions:
@@ -108,22 +95,13 @@ def _batch_size(regions: tuple[Region | Tensor, ...]) -> int:
             raise RegionError(
                 f"a region of shape {list(region.shape)} holds no samples; dimension 0 is the batch"
             )
-    perturbed = [r for r in regions if not isinstance(r, Tensor)]
-    if not perturbed:
+    perturbed: list[Region | Tensor] = [r for r in regions if not isinstance(r, Tensor)]
+    if not perturbed and not weights:
         raise RegionError("no input is perturbed: at least one must be a Box or LinfBall")
+    # Where weights alone are perturbed, all inputs are plain.
+    perturbed = perturbed or list(regions)
     batch = int(perturbed[0].shape[0])
     sizes = [int(r.shape[0]) for r in (regions if batch > 1 else perturbed)]
     if any(size != batch for size in sizes):
         raise RegionError(f"the inputs have different batch sizes: {sizes}")
     return batch
-
-
-def _require_finite_weights(model: nn.Module) -> None:
-    bad = [
-        name
-        for tensors in (model.named_parameters(), model.named_buffers())
-        for name, tensor in tensors
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())
-    ]
-    if bad:
-        raise NonFiniteError(f"the model's weights hold NaN or infinity: {', '.join(bad)}")

@@ -19,6 +19,7 @@ from boundgraph.errors import InternalError, MemoryBudgetError, OutOfTimeError
 from boundgraph.ir.program import Program
 from boundgraph.ir.types import Dim, IntervalType, evaluate_shape
 from boundgraph.options import for_certifying
+from boundgraph.parameter_regions import ParameterRegions
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.walks import TIGHTEN
 from boundgraph.verification.spec import Clauses
@@ -43,6 +44,7 @@ class Stages:
         max_memory: bytes that bounds may take.
         rounding: of the bounds.
         accumulate: of sound intervals.
+        parameters: regions of parameters, which proofs hold for.
     """
 
     model: nn.Module
@@ -50,6 +52,7 @@ class Stages:
     max_memory: int
     rounding: str = "nearest"
     accumulate: str = "float64"
+    parameters: ParameterRegions = field(default_factory=dict)
     programs: dict[tuple[str, bytes], BoundProgram] = field(default_factory=dict)
     compile_seconds: float = math.inf
     seconds_per_element: float = 0.0
@@ -72,6 +75,7 @@ class Stages:
                 self.model,
                 *self.regions,
                 spec=LinearSpec(matrix, offset),
+                parameters=self.parameters,
                 lower_only=method not in ("ibp", "symbolic", "mix"),
                 **options,
             )
@@ -121,7 +125,8 @@ def run_stage(
             text = f"it would take about {seconds:.3g} s, more than is left"
             return _stopped(outcome, "timeout", text, rows, start)
         started = time.perf_counter()
-        lower = _run(program, inputs, stages.max_memory, time_left)
+        boxes = program.weight_boxes(stages.parameters, 1)
+        lower = _run(program, [*inputs, *boxes], stages.max_memory, time_left)
         spent = time.perf_counter() - started
         if lower == "timeout":
             return _stopped(outcome, "timeout", "out of time", rows, start)

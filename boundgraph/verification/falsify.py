@@ -227,7 +227,8 @@ class Search:
                 flat = output.reshape(-1)
                 rows_here = list(self.clauses.clauses[at])
                 values = self.clauses.matrix[rows_here] @ flat + self.clauses.offset[rows_here]
-                if not values.requires_grad:
+                # Without moving inputs only weights require gradients.
+                if not values.requires_grad or not moving:
                     return False
                 gradients = torch.autograd.grad(
                     values.max(), list(leaves.values()), allow_unused=True

@@ -15,11 +15,12 @@ from boundgraph.compiler import CompileOptions
 from boundgraph.domains.enclosure import corners
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.regions import Region
-from boundgraph.errors import CertificateError, SoundnessError, UnsupportedError
-from boundgraph.options import EXPENSIVE, for_certifying
+from boundgraph.errors import CertificateError, ConfigError, SoundnessError, UnsupportedError
+from boundgraph.options import EXPENSIVE, for_certifying, methods_of
+from boundgraph.parameter_regions import ParameterRegions
 from boundgraph.runtime.module import BoundProgram
 from boundgraph.runtime.precision import arithmetic
-from boundgraph.verification._arguments import check, labels_of, methods_of, one_sample
+from boundgraph.verification._arguments import check, labels_of, one_sample
 from boundgraph.verification._stages import Outcome, Stages, default_memory, run_stage
 from boundgraph.verification.certificate import certify
 from boundgraph.verification.falsify import Attack, Search, attacked_box, run_model
@@ -72,6 +73,7 @@ def verify(
     certificate: bool = False,
     rounding: str = "nearest",
     accumulate: str = "float64",
+    parameters: ParameterRegions | None = None,
 ) -> Verdict | list[Verdict]:
     """Prove a property on a region, find an input that breaks it, or say why neither worked.
 
@@ -100,6 +102,8 @@ def verify(
             rounding of the bounds; see `docs/soundness.md`.
         accumulate: with `"sound"` and ibp, sums of centres are taken in `"float64"`, which loses a
             tenth of the width that `"dtype"` does and takes half as long again.
+        parameters: regions of parameters, as for `boundgraph.compile`: `Proved` holds for all
+            weights in them. Counterexamples are inputs, for the weights as they are.
 
     Returns:
         The verdict for a batch of one; for a larger batch a list, one verdict per sample.
@@ -117,13 +121,18 @@ def verify(
         >>> verify(model, region, Margin(2), labels=0).name
         'proved'
     """
-    regions = (region,) if isinstance(region, Region) else tuple(region)
-    batch = check(model, regions, spec, timeout, max_memory)
+    regions = (region,) if isinstance(region, Region | Tensor) else tuple(region)
+    weights = parameters or {}
+    batch = check(model, regions, spec, timeout, max_memory, weights)
+    if certificate and weights:
+        raise ConfigError(
+            "a certificate is about fixed weights; leave out certificate= or parameters="
+        )
     names, chosen = methods_of(methods), labels_of(labels, batch, spec)
     for name in names:
         CompileOptions(**for_certifying(name, rounding, accumulate))
     memory = default_memory(_device(regions[0])) if max_memory is None else max_memory
-    stages = Stages(model, regions, memory, rounding, accumulate)
+    stages = Stages(model, regions, memory, rounding, accumulate, weights)
     run = _Run(stages, names, timeout, attack, seed, _reporter(progress), batch, certificate)
     with arithmetic(model, rounding), torch.inference_mode(False):
         verdicts = [

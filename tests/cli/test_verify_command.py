@@ -114,3 +114,25 @@ def test_help_shows_examples(capsys: pytest.CaptureFixture[str]) -> None:
         main(["verify", "--help"])
     assert not stopped.value.code
     assert "boundgraph verify model.py --eps 0.01" in capsys.readouterr().out
+
+
+def test_regions_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "layer.py"
+    path.write_text(
+        "import torch\nmodel = torch.nn.Linear(2, 2, bias=False)\n"
+        "model.weight.data = torch.eye(2)\nexample_input = torch.tensor([[1.0, 0.0]])\n"
+    )
+    for radius, proved in (("0.4", True), ("0.6", False)):
+        given = (str(path), "--eps", "0", "-m", "ibp", "--weight", f"weight={radius}")
+        code, data = run(capsys, *given)
+        assert data["proved"] is proved and code == int(not proved)
+
+
+@pytest.mark.parametrize("weight", ["weight", "weight=much", "bias=0.1"])
+def test_bad_regions_of_weights(
+    model: str, weight: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", model, "--eps", "0.1", "--weight", weight])
+    assert stopped.value.code == 2
+    assert "--weight" in capsys.readouterr().err
