@@ -21,6 +21,7 @@ from boundgraph.passes import (
     FoldBatchNorm,
     FoldSpec,
     FuseAttention,
+    FuseGates,
     GuardDomains,
     IntervalKernel,
     IntervalSteps,
@@ -51,6 +52,7 @@ def pipeline(
     # Symbols of weights and of values are kept apart, where rounding lets them be carried at all.
     if options.sound or options.method != "symbolic":
         steps.append(FuseAttention())
+    steps.append(FuseGates(bounded))
     # Before a specification adds the labels, which have no clean copy.
     if options.training:
         copies = CleanStatistics(keep=options.keep_clean, always=options.masked)

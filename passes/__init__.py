@@ -16,6 +16,7 @@ from boundgraph.passes.fold import FoldAffine as FoldAffine
 from boundgraph.passes.fold import FoldBatchNorm as FoldBatchNorm
 from boundgraph.passes.fold import FoldSpec as FoldSpec
 from boundgraph.passes.fuse_attention import FuseAttention as FuseAttention
+from boundgraph.passes.fuse_gates import FuseGates as FuseGates
 from boundgraph.passes.fuse_launches import MarginProduct as MarginProduct
 from boundgraph.passes.fuse_launches import PairProducts as PairProducts
 from boundgraph.passes.guard_domains import GuardDomains as GuardDomains

@@ -4,6 +4,7 @@ from boundgraph.ops import activations as activations
 from boundgraph.ops import arithmetic as arithmetic
 from boundgraph.ops import attend as attend
 from boundgraph.ops import attention as attention
+from boundgraph.ops import blend as blend
 from boundgraph.ops import cast as cast
 from boundgraph.ops import choice as choice
 from boundgraph.ops import compound as compound

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 
 from boundgraph.domains.interval import Interval
-from boundgraph.domains.linear_form import LinearForm, sum_over, times_constant
+from boundgraph.domains.linear_form import LinearForm, dot, sum_over, times_constant
 from boundgraph.domains.symbolic import Symbolic, diagonal
 from boundgraph.ir.program import Value
 from boundgraph.ops._compose import plain
 from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._kinds import affine, transpose_rule
+from boundgraph.ops._sharing import shared
 from boundgraph.ops._spec import (
     EXACT,
     Kind,
@@ -29,9 +30,11 @@ from boundgraph.ops._spec import (
     register,
 )
 from boundgraph.ops.selection import where
+from boundgraph.relaxations.bilinear import flattest
 
 aten = torch.ops.aten
 Operand = Any
+_plane = shared(flattest)
 
 
 def _add_interval(a: Operand, b: Operand) -> Interval:
@@ -131,10 +134,8 @@ def _mul_backward(
 ) -> LinearForm:
     """A constant factor scales; two bounded factors take McCormick's planes.
 
-    On [xl, xu] × [yl, yu]: xy ≥ yl·x + xl·y − xl·yl, from (x − xl)(y − yl) ≥ 0, and
-    xy ≤ yl·x + xu·y − xu·yl, from (xu − x)(y − yl) ≥ 0. Both have slope yl in x.
-    With `parallel` the means of both lower and of both upper planes: with centres c and radii
-    r, yc·x + xc·y − xc·yc ∓ xr·yr, from |(x − xc)(y − yc)| ≤ xr·yr.
+    Of the two planes of a side the one that varies less over the box (`flattest`); with
+    `parallel` the mean of both.
     """
     if len(operands) == 1:
         return LinearForm(form.coeff * operands[0], form.offset if carry else None)
@@ -145,13 +146,14 @@ def _mul_backward(
             return LinearForm(coeff)
         term = form.coeff * (x.center * y.center) + form.coeff.abs() * (x.radius * y.radius)
         return LinearForm(coeff, form.shifted(-sum_over(term, sample_dims)))
-    positive, negative = form.coeff.clamp(min=0.0), form.coeff.clamp(max=0.0)
-    along_y = positive * x.lower + negative * x.upper
-    coeff = form.coeff * y.lower if operand == 0 else along_y
+    below, above = (_plane(x, y, upper=upper) for upper in (False, True))
+    positive, negative = torch.relu(form.coeff), -torch.relu(-form.coeff)
+    slopes = (below.left, above.left) if operand == 0 else (below.right, above.right)
+    coeff = torch.addcmul(positive * slopes[0], negative, slopes[1])
     if not carry:
         return LinearForm(coeff)
-    term = -(positive * (x.lower * y.lower) + negative * (x.upper * y.lower))
-    return LinearForm(coeff, form.shifted(sum_over(term, sample_dims)))
+    term = dot(positive, below.offset, sample_dims) + dot(negative, above.offset, sample_dims)
+    return LinearForm(coeff, form.shifted(term))
 
 
 def _sample_pair(rng: random.Random) -> OpCase:

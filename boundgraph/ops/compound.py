@@ -12,6 +12,7 @@ from boundgraph.ir.program import Value
 from boundgraph.ops._compose import use
 from boundgraph.ops._contraction import contract
 from boundgraph.ops._spec import Lowering, lowers
+from boundgraph.ops.blend import blend
 from boundgraph.ops.matmul import matmul
 from boundgraph.ops.views import reshape_to
 
@@ -38,8 +39,7 @@ def _(b: Lowering, input: Value, tensor1: Value, tensor2: Value, *, value: float
 def _(b: Lowering, input: Value, end: Value, weight: Any) -> Value:
     """(1 − w)·x + w·y where w is fixed, so that each operand is read once."""
     if b.depends(weight):
-        step = use(b, torch.mul, weight, use(b, torch.sub, end, input))
-        return use(b, torch.add, input, step)  # type: ignore[no-any-return]
+        return blend(b, input, end, weight)
     rest = use(b, torch.rsub, weight, 1.0) if isinstance(weight, Value) else 1.0 - weight
     return use(  # type: ignore[no-any-return]
         b, torch.add, use(b, torch.mul, input, rest), use(b, torch.mul, end, weight)

@@ -9,6 +9,7 @@ import torch
 
 from boundgraph.ir.program import Value
 from boundgraph.ops._spec import Lowering, lowers
+from boundgraph.ops.blend import blend
 from boundgraph.ops.views import reshape_to
 
 aten = torch.ops.aten
@@ -78,8 +79,7 @@ def _gru_step(b: Lowering, given: Value, state: State, weights: _Weights) -> Sta
     reset = b.emit("sigmoid", _add(b, own[0], past[0]))
     update = b.emit("sigmoid", _add(b, own[1], past[1]))
     new = b.emit("tanh", _add(b, own[2], _mul(b, reset, past[2])))
-    difference = b.emit("sub", *b.broadcast(hidden, new))
-    return (_add(b, new, _mul(b, update, difference)),)
+    return (blend(b, new, hidden, update),)
 
 
 def _gru_start(b: Lowering, own: list[Value], weights: _Weights) -> Value:

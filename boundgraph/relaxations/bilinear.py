@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -36,3 +37,41 @@ def product_interval(a: Interval, b: Interval, product: Product) -> Interval:
     return Interval.from_center_radius(
         center, (spread - product(covered_a, covered_b)).clamp(min=0.0)
     )
+
+
+@dataclass(frozen=True)
+class Plane:
+    """`left·x + right·y + offset`, on one side of x·y over a box."""
+
+    left: Tensor
+    right: Tensor
+    offset: Tensor
+
+
+def flattest(x: Interval, y: Interval, *, upper: bool, parallel: bool = False) -> Plane:
+    """The plane of McCormick below (or above) x·y that varies least over the box.
+
+    Below are yl·x + xl·y − xl·yl, from (x − xl)(y − yl) >= 0, and yu·x + xu·y − xu·yu; above
+    yu·x + xl·y − xl·yu and yl·x + xu·y − xu·yl. Both planes of a side are off by rx·ry in the
+    centre and as much on average, so the one with less |left|·rx + |right|·ry has the better
+    extreme over the box, and hands on less of what its operands' own relaxations lose.
+
+    Args:
+        parallel: the mean of both planes of the side, whose slopes do not depend on the side.
+
+    Source: McCormick (Mathematical Programming 10, 1976).
+    """
+    if parallel:
+        gap = x.radius * y.radius
+        middle = -(x.center * y.center)
+        return Plane(y.center, x.center, middle + gap if upper else middle - gap)
+    ends = (
+        ((x.lower, y.upper), (x.upper, y.lower))
+        if upper
+        else ((x.lower, y.lower), (x.upper, y.upper))
+    )
+    (x0, y0), (x1, y1) = ends
+    spans = [p.abs() * y.radius + q.abs() * x.radius for p, q in ends]
+    first = spans[0] <= spans[1]
+    at_x, at_y = torch.where(first, x0, x1), torch.where(first, y0, y1)
+    return Plane(at_y, at_x, -(at_x * at_y))
