@@ -6,8 +6,8 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
-from boundgraph.ir.program import Program
-from boundgraph.ir.types import Stage
+from boundgraph.ir.program import Program, ProgramBuilder, Value
+from boundgraph.ir.types import IntervalType, Stage
 from boundgraph.passes._balls import Norms
 from boundgraph.passes.decompose import DecomposeExtremes
 from boundgraph.passes.manager import Effect, Pass
@@ -15,7 +15,14 @@ from boundgraph.passes.relax_backward import RelaxBackward
 from boundgraph.passes.relax_ibp import RelaxIBP
 from boundgraph.passes.relax_symbolic import RelaxSymbolic
 from boundgraph.planning import MACHINES, Budget, Plan, Planned, cheaper_schedule, make_plan
-from boundgraph.planning.plan import DEFAULT_BYTES, DEFAULT_SECONDS, FORWARD, INTERVAL, WINDOWS
+from boundgraph.planning.plan import (
+    BACKWARD,
+    DEFAULT_BYTES,
+    DEFAULT_SECONDS,
+    FORWARD,
+    INTERVAL,
+    WINDOWS,
+)
 
 
 class Planning(Pass):
@@ -86,15 +93,54 @@ class RelaxPlanned(Planning):
         if plan.schedule in (FORWARD, WINDOWS):
             windows = plan.schedule == WINDOWS
             return RelaxSymbolic(self.bounded, mix=True, norms=self.norms, windows=windows)
+        return self._backward(plan.tightened)
+
+    def run(self, program: Program) -> Program:
+        plan = self.plan(program)
+        found = self.chosen(plan).run(program)
+        walked = any(task.choice == BACKWARD for task in plan.tasks)
+        if plan.schedule in (FORWARD, WINDOWS) and walked:
+            return _intersected(found, self._backward(()).run(program))
+        return found
+
+    def _backward(self, tightened: tuple[str, ...]) -> RelaxBackward:
         return RelaxBackward(
             self.bounded,
             intermediate=True,
-            only=plan.tightened,
+            only=tightened,
             meet=True,
             lower_only=self.lower_only,
             sound=self.sound,
             norms=self.norms,
         )
+
+
+def _intersected(first: Program, second: Program) -> Program:
+    """Two bounded programs of one model, side by side, and the intersections of their outputs."""
+    builder = ProgramBuilder(Stage.BOUNDED)
+    inputs = {str(value): builder.input(value.name, value.type) for value in first.inputs}
+    ends: list[list[Value]] = []
+    for program in (first, second):
+        table = dict(inputs)
+        for value in program.params:
+            table[str(value)] = builder.param(value.name, value.type)
+        for node in program.nodes:
+            table[str(node.result)] = builder.add(
+                node.op,
+                [table[str(value)] for value in node.inputs],
+                node.result.type,
+                node.attrs,
+                name=node.result.name,
+                span=node.span,
+            )
+        ends.append([table[str(value)] for value in program.outputs])
+    outputs = [
+        builder.add("interval.meet", (a, b), a.type, name=f"{a.name}_best")
+        if isinstance(a.type, IntervalType) and isinstance(b.type, IntervalType)
+        else a
+        for a, b in zip(*ends, strict=True)
+    ]
+    return builder.build(outputs)
 
 
 @dataclass(frozen=True)

@@ -192,8 +192,10 @@ def make_plan(program: Program, what: Planned, budget: Budget | None = None) -> 
     """Choose bounds within a budget. Deterministic: types, options and budget decide.
 
     The tightest choice that fits is taken, in this order: backward bounds of every value;
-    the forward schedule, which bounds every value, too, at once; backward bounds of the
+    the forward schedule, which bounds every value, too, at once, with backward bounds of the
+    outputs beside it, or alone where those would not fit by themselves; backward bounds of the
     outputs and of as many intermediate values as the time allows, cheapest first; intervals.
+    So where there is room for `crown-ibp`, a forward plan is never looser than it.
 
     Args:
         program: a concrete program, as the relaxation will get it.
@@ -276,10 +278,22 @@ class _Planner:
         if self._fits(everything):
             return everything
         if forward is not None and self._fits(forward):
-            return forward
+            both = self._with_outputs(forward, outputs)
+            if self._fits(both):
+                return both
+            if not self._fits(outputs):
+                return forward
         if not self._fits(outputs):
             return intervals
         return self._as_many_as_fit(outputs)
+
+    def _with_outputs(self, forward: Plan, outputs: Plan) -> Plan:
+        """The forward schedule, and backward bounds of the outputs over intervals beside it."""
+        walked = {task.value: task for task in outputs.tasks if task.choice == BACKWARD}
+        inner = [task for task in forward.tasks if task.readers]
+        ends = [walked.get(t.value, t) for t in forward.tasks if not t.readers]
+        base, memory = forward.base + outputs.base, max(forward.memory, outputs.memory)
+        return replace(forward, tasks=(*inner, *ends), base=base, memory=memory)
 
     def _as_many_as_fit(self, plan: Plan) -> Plan:
         """Cheapest first, so that more time never takes a bound away again."""

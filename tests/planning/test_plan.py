@@ -13,7 +13,7 @@ import boundgraph as bg
 from boundgraph.domains import Interval
 from boundgraph.errors import ConfigError
 from boundgraph.planning import Budget, Plan, Planned, make_plan
-from boundgraph.testing import check_model, excess, model_allowance
+from boundgraph.testing import check_model, excess, model_allowance, sample_point
 
 # Between intervals alone and everything: nominal seconds of small networks.
 SECONDS = (1e-9, 3e-4, 1e-3, 1.0)
@@ -69,8 +69,10 @@ def test_a_plan_is_deterministic_and_does_not_read_weights() -> None:
 
 
 def test_the_choice_follows_the_time() -> None:
-    chosen = [plan(max_time=seconds) for seconds in (1e-6, 4e-4, 8e-4, 1.0)]
-    assert [found.schedule for found in chosen] == ["interval", "interval", "forward", "backward"]
+    chosen = [plan(max_time=seconds) for seconds in (1e-6, 4e-4, 6.15e-4, 8e-4, 1.0)]
+    schedules = [found.schedule for found in chosen]
+    # Where outputs can be walked from, the forward schedule is no choice without that.
+    assert schedules == ["interval", "interval", "forward", "backward", "backward"]
     assert all(found.seconds <= found.budget.seconds for found in chosen[1:] if found.budget)
 
 
@@ -219,3 +221,37 @@ def test_loaded_programs_have_no_plan(tmp_path) -> None:
     assert torch.equal(loaded(REGION).lower, program(REGION).lower)
     with pytest.raises(ConfigError, match="no record"):
         bg.plan_of(loaded)
+
+
+def test_a_forward_plan_is_never_looser_than_crown_ibp() -> None:
+    """Backward bounds of the outputs stand beside it, wherever there is room for `crown-ibp`."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(),
+        nn.Linear(64, 3),
+    ).double()  # fmt: skip
+    x = torch.rand(2, 1, 16, 16, dtype=torch.float64)
+    tighter = 0
+    for eps in (0.01, 0.1, 0.4):
+        region = bg.LinfBall(x, eps)
+        program = bg.compile(model, region, method="auto", max_time=3e-3)
+        found = program.info.plan
+        assert found.schedule == "forward on windows"
+        assert found.tasks[-1].choice == "backward"
+        assert found.cost.flops > 0
+        best = program(region)
+        forward = bg.compile(model, region, method="mix", schedule="windows")(region)
+        crown_ibp = bg.compile(model, region, method="crown-ibp")(region)
+        (moved,) = model_allowance(model, region)
+        for part in (forward, crown_ibp):
+            # The same nodes on the same numbers, up to what merging them may reorder.
+            assert bool((best.lower >= part.lower - 4.0 * moved).all())
+            assert bool((best.upper <= part.upper + 4.0 * moved).all())
+        tighter += bool((crown_ibp.lower > forward.lower + 4.0 * moved).any())
+        tighter += bool((crown_ibp.lower < forward.lower - 4.0 * moved).any())
+        generator = torch.Generator().manual_seed(0)
+        for index in range(20):
+            point = sample_point(region.interval(), generator, corner=index % 2 == 1)
+            bounds = Interval(best.lower.detach(), best.upper.detach())
+            assert not (excess(model(point).detach(), bounds, 4.0 * moved) > 0).any()
+    assert tighter > 1
