@@ -29,6 +29,7 @@ from boundgraph.runtime.module import BoundProgram
 from boundgraph.training._clean import move_statistics
 from boundgraph.training._dropout import draw_masks, drops
 from boundgraph.training._fusion import clean_losses, fused_bound, margin_bound
+from boundgraph.training._portions import in_portions, portions
 from boundgraph.training._programs import ProgramCache, inner_module
 from boundgraph.training.controllers import ConstantController, Controller, make_controller
 
@@ -374,14 +375,14 @@ class MixedLoss(TrainingLoss):
 
     def compute(self, x: Tensor, y: Tensor, index: Tensor | None) -> LossParts:
         chosen_x, chosen_y = (x, y) if index is None else (x[index], y[index])
-        logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y, index)
-        clean_loss = clean_losses(logits, y).mean()
-        if self.fused:
-            assert isinstance(outputs, tuple)
-            bound_loss, certified = fused_bound(outputs, self.beta)
+        if self._apart(x):
+            # The clean pass last: what it keeps does not wait beside what bounds keep.
+            bound_loss, certified = self._bounds_alone(chosen_x, chosen_y)
+            logits = self.model(x)
         else:
-            others = isinstance(self.program.spec, OtherMargins)
-            bound_loss, certified = margin_bound(outputs, self.beta, others=others)
+            logits, outputs = self._clean_and_bounds(x, chosen_x, chosen_y, index)
+            bound_loss, certified = self._measured(outputs)
+        clean_loss = clean_losses(logits, y).mean()
         loss = (1.0 - self.alpha) * clean_loss + self.alpha * bound_loss
         return LossParts(
             loss,
@@ -390,6 +391,35 @@ class MixedLoss(TrainingLoss):
             _accuracy(logits, y),
             certified.detach(),
         )
+
+    def _measured(self, outputs: Interval | tuple[Interval, ...]) -> tuple[Tensor, Tensor]:
+        """The bound loss and the certified share."""
+        if self.fused:
+            assert isinstance(outputs, tuple)
+            return fused_bound(outputs, self.beta)
+        others = isinstance(self.program.spec, OtherMargins)
+        return margin_bound(outputs, self.beta, others=others)
+
+    def _apart(self, x: Tensor) -> bool:
+        """Whether samples may be bounded in portions, without the clean batch."""
+        return not (
+            torch.compiler.is_compiling()
+            or self._cache.masks
+            or self._cache.normalizations is not None
+            or self.program.needs_clean
+            or torch.is_autocast_enabled(x.device.type)
+            # Gradients of portions are taken for parameters alone.
+            or any(value.requires_grad for value in self.buffers())
+            or any(value.requires_grad for value in self.program.constants.tensors().values())
+        )
+
+    def _bounds_alone(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        def measure(part: slice) -> tuple[Tensor, Tensor]:
+            outputs = self.program.run((self.region(x[part]),), y[part], ())
+            return self._measured(outputs)
+
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        return in_portions(measure, portions(self.program.ir, x, parameters), parameters)
 
     def _clean_and_bounds(
         self, x: Tensor, chosen_x: Tensor, chosen_y: Tensor, index: Tensor | None
