@@ -241,25 +241,61 @@ _COMPARISONS = {
     **dict.fromkeys(("lt", "less"), (False, True)),
     **dict.fromkeys(("le", "less_equal"), (False, False)),
 }
+# What a mask of masks is, by the names that torch and Python have for it.
+_AND = ("and_", "logical_and", "bitwise_and", "__and__", "iand")
+_OR = ("or_", "logical_or", "bitwise_or", "__or__", "ior")
+_XOR = ("xor", "logical_xor", "bitwise_xor", "__xor__", "ixor")
+_NOT = ("invert", "logical_not", "bitwise_not", "__invert__")
+_EQUAL = {"eq": True, "ne": False, "not_equal": False}
+
+
+def _compound(b: Lowering, name: str, args: Any, first: Any, second: Any) -> Value | None:
+    """A choice by several comparisons as choices by one each; None for any other mask."""
+    if name in _NOT:
+        return where(b, args[0], second, first)
+    if name in _AND:
+        return where(b, args[0], where(b, args[1], first, second), second)
+    if name in _OR:
+        return where(b, args[0], first, where(b, args[1], first, second))
+    if name in _XOR:
+        inner = where(b, args[1], second, first), where(b, args[1], first, second)
+        return where(b, args[0], *inner)
+    if name not in _EQUAL:
+        return None
+    same, other = (first, second) if _EQUAL[name] else (second, first)
+    # Equal is neither above nor below.
+    left, right = args
+    not_above = _greater(b, left, right, other, same, strict=True)
+    return _greater(b, right, left, other, not_above, strict=True)
+
+
+def _greater(
+    b: Lowering, left: Any, right: Any, first: Value, second: Value, *, strict: bool
+) -> Value:
+    like = _like(b, *(side for side in (left, right) if b.depends(side)))
+    operands = [b.tensor(side, like) for side in (left, right)]
+    if not all(value.type.is_float for value in (*operands, first, second)):
+        return b.reject("a choice by a comparison of whole numbers has no bound rule")
+    return b.emit("where_greater", *b.broadcast(*operands, first, second), strict=strict)
 
 
 def _by_comparison(b: Lowering, condition: Value, first: Value, second: Value) -> Value:
     """A choice by `a > b`, of which the region may decide some elements."""
     target, args = b.called(condition) or ("", ())
-    name = target.removesuffix(".Scalar").removesuffix(".Tensor").rpartition(".")[2]
+    name = target.removesuffix(".Scalar").removesuffix(".Tensor").removesuffix(".default")
+    name = name.rpartition(".")[2]
+    found = _compound(b, name, args, first, second)
+    if found is not None:
+        return found
     if name not in _COMPARISONS or len(args) != 2:
         return b.reject(
-            "a choice by a mask that depends on the input has bounds only where the mask is one "
-            "comparison (>, >=, <, <=)",
+            "a choice by a mask that depends on the input has bounds only where the mask is made "
+            "of comparisons (>, >=, <, <=, ==, !=) by &, |, ^ and ~",
             help="write it as nested torch.where, one comparison each",
         )
     forward, strict = _COMPARISONS[name]
     left, right = args if forward else args[::-1]
-    like = _like(b, *(side for side in args if b.depends(side)))
-    operands = [b.tensor(side, like) for side in (left, right)]
-    if not all(value.type.is_float for value in (*operands, first, second)):
-        return b.reject("a choice by a comparison of whole numbers has no bound rule")
-    return b.emit("where_greater", *b.broadcast(*operands, first, second), strict=strict)
+    return _greater(b, left, right, first, second, strict=strict)
 
 
 def _like(b: Lowering, *sides: Any) -> Value | None:

@@ -19,6 +19,12 @@ CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
     "product with a mask": lambda x: x * (x > 0.0) + (x < 0.0) * 0.1,
     "mask as numbers": lambda x: x * (x > 0.0).to(x.dtype) - (x >= 0.5).float().to(x.dtype),
     "masked_fill": lambda x: x.masked_fill(x < 0.0, 0.5),
+    "and": lambda x: torch.where((x > -0.2) & (x < x.flip(1)), x, 0.5 - x),
+    "or": lambda x: x.masked_fill((x > 0.6) | torch.logical_not(x >= -0.6), 0.5),
+    "exclusive": lambda x: torch.where((x > 0.0) ^ (x < 0.5), x, -x),
+    "not": lambda x: torch.where(~(x > 0.1), x, 2.0 * x),
+    "with a fixed mask": lambda x: x * (torch.logical_and(x > 0.0, torch.arange(4) > 1)),
+    "equal": lambda x: torch.where(x.relu() == 0.0, x, 1.0 + x) + x.masked_fill(x != x.flip(1), 0),
 }
 
 
@@ -38,6 +44,26 @@ def test_bounds_enclose(name: str) -> None:
     region = bg.LinfBall(center, 0.2)
     methods = ("ibp", "symbolic", "crown-ibp", "crown")
     check_model(Of(CHOICES[name]), region, methods=methods, points=20, dynamic_batch=True)
+
+
+def test_a_region_may_decide_every_comparison_of_a_mask() -> None:
+    """Exact at points, whatever the mask is made of."""
+    x = torch.tensor([[-1.0, 0.0, 0.25, 2.0]])
+    names = ("and", "or", "exclusive", "not", "with a fixed mask", "equal")
+    for name in names:
+        model = CHOICES[name]
+        bounds = bg.bound(Direct(model), method="ibp")(bg.LinfBall(x, 0.0))
+        assert torch.equal(bounds.lower, model(x)), name
+        assert torch.equal(bounds.upper, model(x)), name
+
+
+class Direct(nn.Module):
+    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(x)
 
 
 def test_a_region_may_decide() -> None:
@@ -61,8 +87,8 @@ def test_an_undecided_choice_keeps_both_sides() -> None:
 @pytest.mark.parametrize(
     "fn",
     [
-        lambda x: torch.where((x > 0.0) & (x < 1.0), x, 0.0 * x),
-        lambda x: torch.where(x == 0.0, x, x + 1.0),
+        lambda x: torch.where((x > 0.0).any(1, keepdim=True), x, 0.0 * x),
+        lambda x: torch.where(torch.isclose(x, x.flip(1)), x, x + 1.0),
         lambda x: x.gather(1, x.argmax(1, keepdim=True)),
     ],
 )
