@@ -20,9 +20,9 @@ from torch import Tensor, nn
 
 from boundgraph.gpu import GpuReport, report_loss
 from boundgraph.gpu.report import DISCLAIMER
+from boundgraph.training._cuda_options import cuda_options
 from boundgraph.training.losses import MixedLoss, TrainingLoss
 from boundgraph.training.networks import make_network
-from boundgraph.training.step import cuda_options
 
 
 class _Block(nn.Module):
@@ -111,7 +111,7 @@ def examine(row: Target, batch: int, tuned: bool) -> GpuReport:
         subset = row.subset or None
         loss_fn = MixedLoss(model, 0.1, method=row.step, subset=subset, fused=row.fused, seed=0)
     # A plain step is what torch.compile makes of it by itself.
-    options = cuda_options() if tuned and row.step != "plain" else {}
+    options = cuda_options(loss_fn) if tuned and row.step != "plain" else {}
     return report_loss(loss_fn, x, y, options=options)
 
 

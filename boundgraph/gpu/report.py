@@ -23,7 +23,7 @@ from boundgraph.gpu import _inductor
 from boundgraph.gpu._inductor import GraphCode
 from boundgraph.gpu._machine_code import Resources, assemble, wrapper_text
 from boundgraph.gpu._scheduler import SchedulerKernel
-from boundgraph.training.step import cuda_options
+from boundgraph.training._cuda_options import cuda_options
 
 if TYPE_CHECKING:
     from boundgraph.runtime.module import BoundProgram
@@ -217,7 +217,7 @@ def report_loss(loss_fn: TrainingLoss, x: Tensor, y: Tensor, **options: Any) -> 
     def compute(x: Tensor, y: Tensor, index: Tensor | None) -> Tensor:
         return loss_fn.compute(x, y, index).loss
 
-    return report(compute, x, y, loss_fn.draw(x.shape[0]), **_with_defaults(options))
+    return report(compute, x, y, loss_fn.draw(x.shape[0]), **_with_defaults(options, loss_fn))
 
 
 def report_step(step: Step, x: Tensor, y: Tensor, **options: Any) -> GpuReport:
@@ -233,7 +233,7 @@ def report_step(step: Step, x: Tensor, y: Tensor, **options: Any) -> GpuReport:
         step.loss_fn.prepare(x, y)
     index = step.loss_fn.draw(x.shape[0])
     dynamo = {"trace_autograd_ops": True}
-    return report(region, x, y, index, dynamo=dynamo, **_with_defaults(options))
+    return report(region, x, y, index, dynamo=dynamo, **_with_defaults(options, step.loss_fn))
 
 
 def report_program(
@@ -274,8 +274,10 @@ def _tuned_for_cuda(loss_fn: TrainingLoss) -> Iterator[None]:
         loss_fn.tune_for = before  # type: ignore[assignment]
 
 
-def _with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {"options": cuda_options()} | dict(options)
+def _with_defaults(
+    options: Mapping[str, Any], loss_fn: TrainingLoss | None = None
+) -> dict[str, Any]:
+    return {"options": cuda_options(loss_fn)} | dict(options)
 
 
 _CONVOLUTION_GRADIENT = re.compile(

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from boundgraph.errors import ConfigError, NonFiniteError
+from boundgraph.training._cuda_options import cuda_options
 from boundgraph.training._programs import inner_module
 from boundgraph.training._updates import Update, make_update, refusal
 from boundgraph.training.losses import LossParts, TrainingLoss
@@ -22,36 +23,6 @@ _NO_GRAD_TRACING = (
     "(torch._dynamo.config.trace_autograd_ops is newer)"
 )
 _WATCHED = ("clean loss", "bound loss", "gradient")
-
-
-def cuda_options() -> dict[str, Any]:
-    """Inductor options of a step on a CUDA device, for this step only; see docs/gpu.md."""
-    # Imported late: it brings torch's compiler stack.
-    from boundgraph.training._recomputed import RecomputedBounds
-    from boundgraph.training._reductions import TwoStageReductions
-    from boundgraph.training._shared_products import SharedProducts
-
-    return {
-        # Independent small kernels share a launch.
-        "combo_kernels": True,
-        "benchmark_combo_kernel": False,
-        "combo_kernel_max_num_nodes": 16,
-        # Sums over classes are written out and made where they are read.
-        "unroll_reductions_threshold": 16,
-        # A sum over the rows of a form stays in the pass that reads them (domains/relu_rows.py).
-        "realize_acc_reads_threshold": 64,
-        # What is cheap is computed where it is read, however long its expression.
-        "realize_opcount_threshold": 400,
-        "realize_reads_threshold": 24,
-        # Kernels write joined operands in place; one kernel for all would read its inputs twice.
-        "max_pointwise_cat_inputs": 0,
-        "max_complex_pointwise_cat_inputs": 0,
-        # Channels last is for tensor cores, which float32 without TF32 does not use.
-        "layout_optimization": False,
-        "joint_custom_pre_pass": SharedProducts(),
-        "joint_custom_post_pass": RecomputedBounds(),
-        "post_grad_custom_pre_pass": TwoStageReductions(),
-    }
 
 
 class StepWarning(UserWarning):
@@ -213,7 +184,7 @@ class Step:
         """Keyword arguments of torch.compile, for this step only."""
         if self.backend != "inductor" or self.device.type != "cuda" or "mode" in self.options:
             return self.options
-        chosen = cuda_options()
+        chosen = cuda_options(self.loss_fn)
         if self.cuda_graphs:
             chosen["triton.cudagraphs"] = True
         return self.options | {"options": chosen | dict(self.options.get("options", {}))}

@@ -13,9 +13,9 @@ from torch._inductor.decomposition import select_decomp_table
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm
 from boundgraph.domains.relu_rows import relu_form
+from boundgraph.training._cuda_options import cuda_options
 from boundgraph.training._recomputed import RecomputedBounds
 from boundgraph.training.losses import MixedLoss
-from boundgraph.training.step import cuda_options
 
 aten = torch.ops.aten
 
@@ -198,3 +198,14 @@ def test_it_is_a_setting_of_a_step_and_not_a_global_one():
     assert isinstance(chosen, RecomputedBounds)
     assert chosen.uuid() == RecomputedBounds().uuid() != RecomputedBounds(1).uuid()
     assert config.joint_custom_post_pass is None
+
+
+def test_expressions_are_written_out_for_linear_layers_and_relus_only():
+    """Where each value is read many times, as in a normalisation, code would grow without end."""
+    layers = (nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 3))
+    short = cuda_options(MixedLoss(nn.Sequential(*layers), 0.1))
+    normed = cuda_options(MixedLoss(nn.Sequential(*layers[:2], nn.LayerNorm(6)), 0.1))
+    assert short["realize_opcount_threshold"] > 30
+    assert "realize_opcount_threshold" not in normed
+    assert "realize_opcount_threshold" not in cuda_options()
+    torch.compile(lambda x: x, options=short)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from boundgraph.training._cuda_options import cuda_options
 from boundgraph.training._reductions import TwoStageReductions
-from boundgraph.training.step import cuda_options
 
 
 def gradients(x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:

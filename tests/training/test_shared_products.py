@@ -12,9 +12,10 @@ from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from boundgraph.training._cuda_options import cuda_options
 from boundgraph.training._shared_products import SharedProducts
 from boundgraph.training.losses import MixedLoss
-from boundgraph.training.step import compile_step, cuda_options
+from boundgraph.training.step import compile_step
 
 aten = torch.ops.aten
 PRODUCTS = (
