@@ -12,6 +12,7 @@ from torch import Tensor
 from boundgraph.domains.interval import Interval
 from boundgraph.domains.linear_form import LinearForm
 from boundgraph.ir.program import Value
+from boundgraph.ops._dtypes import to_torch
 from boundgraph.ops._samples import random_shape
 from boundgraph.ops._spec import Kind, Lowering, OpCase, OpSpec, Rule, lowering, lowers, register
 from boundgraph.ops.views import reshape_to
@@ -259,6 +260,40 @@ def _(b: Lowering, input: Value, dim: int | None = None, keepdim: bool = False) 
         return b.reject(f"median along the dynamic dimension {at} mixes samples")
     value = _ranked(b, flat, (size - 1) // 2, at, keepdim)
     return value if dim is None else (value, _indices(b, input, "median", at, keepdim))
+
+
+@lowers(torch.quantile, "Tensor.quantile", aten.quantile.scalar)
+def _(
+    b: Lowering,
+    input: Value,
+    q: Any,
+    dim: int | None = None,
+    keepdim: bool = False,
+    *,
+    interpolation: str = "linear",
+) -> Value:
+    """Between two neighbours of the sorted values, by a weight that depends on q alone."""
+    if not isinstance(q, int | float):
+        return b.reject("quantile for a tensor of q has no bound rule", help="call it for each q")
+    flat = reshape_to(b, input, (-1,)) if dim is None else input
+    at = 0 if dim is None else b.dim(input, dim)
+    size = b.shape(flat)[at]
+    if not isinstance(size, int):
+        return b.reject(f"quantile along the dynamic dimension {at} mixes samples")
+    if interpolation not in ("linear", "lower", "higher"):
+        return b.reject(f"quantile with interpolation={interpolation!r} has no bound rule")
+    # As torch finds it, in the dtype of the values.
+    rank = float(torch.tensor(q, dtype=to_torch(input.type.dtype)) * (size - 1))
+    low = _ranked(b, flat, math.floor(rank), at, keepdim)
+    high = _ranked(b, flat, math.ceil(rank), at, keepdim)
+    if interpolation != "linear" or rank == math.floor(rank):
+        return high if interpolation == "higher" else low
+    share = rank - math.floor(rank)
+    return b.emit(
+        "add",
+        b.emit("mul_scalar", low, other=1.0 - share),
+        b.emit("mul_scalar", high, other=share),
+    )
 
 
 def _ranked(b: Lowering, x: Value, rank: int, dim: int, keepdim: bool) -> Value:

@@ -88,6 +88,13 @@ PICKS: dict[str, Case] = {
     "smallest": Case(lambda x: torch.topk(x, 2, dim=1, largest=False)[0]),
     "kthvalue": Case(lambda x: x.kthvalue(2, dim=2).values),
     "median": Case(lambda x: x.median(dim=2).values),
+    "quantile": Case(
+        lambda x: (
+            torch.quantile(x, 0.3, dim=2)
+            + x.quantile(0.5, dim=3, keepdim=True)[..., 0]
+            - x.quantile(1.0, dim=3, interpolation="lower")
+        )
+    ),
     "cummax": Case(lambda x: x.cummax(2).values - torch.cummin(x, 1)[0]),
     "cumsum": Case(lambda x: x.cumsum(1) - torch.cumsum(x, dim=-1)),
     "diff": Case(lambda x: torch.diff(x, dim=2)),
