@@ -22,6 +22,8 @@ def cuda_options(loss_fn: TrainingLoss | None = None) -> dict[str, Any]:
         loss_fn: of the step, where it is known.
     """
     # Imported late: it brings torch's compiler stack.
+    import torch._inductor.config as inductor
+
     from boundgraph.training._recomputed import RecomputedBounds
     from boundgraph.training._reductions import TwoStageReductions
     from boundgraph.training._shared_products import SharedProducts
@@ -49,7 +51,8 @@ def cuda_options(loss_fn: TrainingLoss | None = None) -> dict[str, Any]:
         # What is cheap is computed where it is read. Not for a normalisation or a softmax, whose
         # bounds read each value many times: written out they would take minutes to generate.
         chosen |= {"realize_opcount_threshold": 400, "realize_reads_threshold": 24}
-    return chosen
+    # Older versions of torch refuse a name that they do not know.
+    return {name: value for name, value in chosen.items() if hasattr(inductor, name)}
 
 
 def _short_expressions(model: nn.Module) -> bool:

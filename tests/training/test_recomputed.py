@@ -209,3 +209,11 @@ def test_expressions_are_written_out_for_linear_layers_and_relus_only():
     assert "realize_opcount_threshold" not in normed
     assert "realize_opcount_threshold" not in cuda_options()
     torch.compile(lambda x: x, options=short)
+
+
+def test_an_older_torch_gets_the_options_that_it_knows(monkeypatch):
+    import torch._inductor.config as config
+
+    known = cuda_options()
+    monkeypatch.delattr(config, "combo_kernel_max_num_nodes")
+    assert set(known) - set(cuda_options()) == {"combo_kernel_max_num_nodes"}
