@@ -30,8 +30,10 @@ class SourceSpan:
     module: str = ""
 
     def where(self) -> str:
-        place = f"{self.file}:{self.line}" if self.file else "<unknown>"
-        return f"{place}, in module {self.module!r}" if self.module else place
+        place = [f"{self.file}:{self.line}"] if self.file else []
+        if self.module:
+            place.append(f"in module {self.module!r}")
+        return ", ".join(place) or "<unknown>"
 
 
 def _library_roots() -> tuple[str, ...]:

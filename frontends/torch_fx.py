@@ -270,6 +270,9 @@ def _user_frame() -> str | None:
     frame = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
+        if frame.f_globals.get("__name__", "").startswith("boundgraph.cli"):
+            # What called the command line is no model's code.
+            return None
         if not is_library(code.co_filename):
             return f'File "{code.co_filename}", line {frame.f_lineno}, in {code.co_name}\n'
         frame = frame.f_back  # type: ignore[assignment]

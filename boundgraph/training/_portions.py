@@ -39,6 +39,8 @@ def portions(program: Program, x: Tensor, parameters: Sequence[Tensor]) -> list[
     if torch.compiler.is_compiling() or x.device.type != "cpu" or count < 2 * LEAST:
         return whole
     waits = torch.is_grad_enabled() and not x.requires_grad and bool(parameters)
+    # A hook on a gradient is there for the whole one.
+    waits = waits and not any(p._backward_hooks for p in parameters)
     if not waits or torch._C._are_functorch_transforms_active():
         return whole
     # Without forms there is little to save.

@@ -136,3 +136,17 @@ def test_bad_regions_of_weights(
         main(["verify", model, "--eps", "0.1", "--weight", weight])
     assert stopped.value.code == 2
     assert "--weight" in capsys.readouterr().err
+
+
+def test_an_error_names_the_module_not_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "convolution.py"
+    path.write_text(
+        "import torch\nmodel = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten())\n"
+        "example_input = torch.zeros(1, 1, 1, 2)\n"
+    )
+    with pytest.raises(SystemExit) as stopped:
+        main(["verify", str(path), "--eps", "0", "--label", "0", "--weight", "0.weight=0.1"])
+    assert stopped.value.code == 2
+    assert "--> in module '0'\n" in capsys.readouterr().err

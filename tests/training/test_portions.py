@@ -84,3 +84,11 @@ def test_a_buffer_with_a_gradient_takes_the_batch_whole(parts):
     loss_fn.eps.requires_grad_()
     (grad,) = torch.autograd.grad(loss_fn(x, y), loss_fn.eps)
     assert float(grad) > 0
+
+
+def test_a_hook_on_a_gradient_sees_the_whole_one(parts):
+    x, y = torch.rand(8, 1, 4, 4, dtype=torch.float64), torch.randint(0, 3, (8,))
+    model, seen = network(), []
+    model[3].weight.register_hook(lambda grad: seen.append(grad) or grad.clamp(-1e-3, 1e-3))
+    MixedLoss(model, 0.1, method="crown-ibp", subset=None)(x, y).backward()
+    assert len(seen) == 1 and float(model[3].weight.grad.abs().max()) <= 1e-3
