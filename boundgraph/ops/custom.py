@@ -258,7 +258,12 @@ def _checked_name(name: Any, target: Any) -> str:
         raise ConfigError(
             f"the name of an op is a word of letters, digits and _, got {found!r}; pass name="
         )
-    if _spec.get(found) is not None:
+    known = _spec.get(found)
+    if known is not None and name is None and not known.user:
+        # An op of ours that the user need not know of, `blend` say, takes no name away.
+        found = f"user_{found}"
+        known = _spec.get(found)
+    if known is not None:
         raise ConfigError(
             f"an op {found!r} is registered already; pass another name=, or remove() the first"
         )

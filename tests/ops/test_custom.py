@@ -318,6 +318,8 @@ def test_several_operands_may_be_bounded():
     options = {"interval": rule, "bounded": (0, 1), "sample": sample}
     options["magnitude"] = lambda x, y: x + y
     with bg.register_op(blend, **options) as op:
+        # An op of ours has that name.
+        assert op.name == "user_blend"
         check_op(op)
 
         class Blend(nn.Module):
