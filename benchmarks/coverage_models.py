@@ -12,9 +12,10 @@ CLIPS = {
     "mc3_18": (4, 32),
     "r3d_18": (4, 32),
     "r2plus1d_18": (4, 32),
-    "s3d": (16, 64),
-    "mvit_v1_b": (4, 64),
-    "mvit_v2_s": (4, 64),
+    # The sizes that these are built for; they take no others.
+    "s3d": (16, 224),
+    "mvit_v1_b": (16, 224),
+    "mvit_v2_s": (16, 224),
     "swin3d_t": (4, 32),
     "swin3d_s": (4, 32),
     "swin3d_b": (4, 32),
@@ -67,8 +68,6 @@ def build(name: str, classes: int | None = None) -> Any:
         options["init_weights"] = True
     if name.startswith("vit"):
         options["image_size"] = shape[-1]
-    if name.startswith("mvit"):
-        options |= {"spatial_size": shape[-2:], "temporal_size": shape[1]}
     model = models.get_model(name, **options).eval()
     for parameter in model.parameters():
         # The head of a vision transformer starts at zero, which would leave nothing to bound.
