@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 from boundgraph import ops
@@ -116,6 +117,10 @@ class Run:
     read: dict[str, tuple[str, ...]] = field(default_factory=dict)
     replaced: set[str] = field(default_factory=set)
     tight: set[str] = field(default_factory=set)
+
+    @cached_property
+    def users(self) -> dict[str, list[Node]]:
+        return self.program.users()
 
     def add_input(self, value: Value) -> None:
         key, type_ = str(value), value.type
@@ -256,14 +261,13 @@ class Run:
     def _all_parts(self, value: Value) -> bool:
         """Whether relaxed ops read as many elements of parts of a value as it has."""
         count = 0
-        for node in self.program.nodes:
+        for node in self.users.get(str(value), ()):
             spec = ops.get(node.op)
-            if value not in node.inputs or spec is None:
+            if spec is None:
                 continue
             if spec.kind is not Kind.STRUCTURAL or len(self.bounded(node)) > 1:
                 return False
-            readers = [n for n in self.program.nodes if node.result in n.inputs]
-            rules = [ops.get(n.op) for n in readers]
+            rules = [ops.get(user.op) for user in self.users.get(str(node.result), ())]
             if any(rule is not None and rule.lines is not None for rule in rules):
                 count += self._size(node.result)
         return count >= self._size(value)
@@ -291,9 +295,9 @@ class Run:
     def _kinks(self, key: str) -> tuple[float, ...] | None:
         """The kinks of all relaxed readers of a value; None where one has none."""
         found: set[float] = set()
-        for node in self.program.nodes:
+        for node in self.users.get(key, ()):
             spec = ops.get(node.op)
-            if spec is None or key not in map(str, node.inputs):
+            if spec is None:
                 continue
             # Later operands are not known yet: a product counts unless the others are plain.
             product = spec.kind is Kind.BILINEAR and not all(
@@ -409,8 +413,7 @@ class Run:
 
     def _hides(self, node: Node) -> bool:
         """Whether a choice may put −∞, from whose centre no form can be measured."""
-        readers = [n.op for n in self.program.nodes if node.result in n.inputs]
-        return all(op in _HIDE for op in readers)
+        return all(user.op in _HIDE for user in self.users.get(str(node.result), ()))
 
     def direct(self, node: Node) -> bool:
         """Whether the result's interval was computed from the operands' as they are now."""
