@@ -51,6 +51,13 @@ def _linear(
     return F.linear(center, weight, bias), reach
 
 
+def _convolved(
+    center: Tensor, radius: Tensor, weight: Tensor, bias: Tensor | None, how: _Convolution
+) -> tuple[Tensor, Tensor]:
+    middle = torch.conv2d(center, weight, bias, *how)
+    return middle, torch.conv2d(radius, weight.abs(), None, *how)
+
+
 def _linear_gradients(
     grads: tuple[Tensor, Tensor], saved: tuple[Tensor, ...], wanted: tuple[bool, ...]
 ) -> list[Tensor | None]:
@@ -117,8 +124,7 @@ class _LayerStep(torch.autograd.Function):
         if convolution is None:
             middle, reach = _linear(center, radius, weight, bias)
         else:
-            middle = torch.conv2d(center, weight, bias, *convolution)
-            reach = torch.conv2d(radius, weight.abs(), None, *convolution)
+            middle, reach = _convolved(center, radius, weight, bias, convolution)
         if not ends:
             return middle, reach
         upper = middle + reach
@@ -189,8 +195,7 @@ def layer_step(
         if convolution is None:
             middle, reach = F.linear(center, weight, bias), F.linear(radius, weight.abs())
         else:
-            middle = torch.conv2d(center, weight, bias, *convolution)
-            reach = torch.conv2d(radius, weight.abs(), None, *convolution)
+            middle, reach = _convolved(center, radius, weight, bias, convolution)
         return (middle - reach, middle + reach) if ends else (middle, reach)
     if convolution is not None:
         center, radius = channels_last(center), channels_last(radius)

@@ -60,10 +60,7 @@ def _sound(scores: Any, values: Any, *, terms: int, precision: Precision) -> Out
     count = (terms - EXPONENT) // 8
     spec = get("softmax")
     assert spec is not None and spec.sound is not None
-    x, v = (
-        Outward.of(side if isinstance(side, Interval) else Interval.point(side), precision)
-        for side in (scores, values)
-    )
+    x, v = (Outward.of(as_interval(side), precision) for side in (scores, values))
     weights = spec.sound(x, dim=-1, terms=EXPONENT + count, precision=precision)
     share = precision.gamma(count + 4)
 

@@ -42,10 +42,7 @@ def _interval(a: Any, b: Any, w: Any) -> Interval:
 
 def _sound(a: Any, b: Any, w: Any, *, terms: int, precision: Precision) -> Outward:
     """`_interval`, less γ(terms) of what is added up."""
-    sides = [
-        Outward.of(v if isinstance(v, Interval) else Interval.point(v), precision)
-        for v in (a, b, w)
-    ]
+    sides = [Outward.of(as_interval(v), precision) for v in (a, b, w)]
     lower, upper = _corners(*sides)
     error = _magnitude(*(side.magnitude() for side in sides)) * (2.0 * precision.gamma(terms + 4))
     return Outward(below(lower, error, precision), above(upper, error, precision), precision)
