@@ -3,7 +3,7 @@
 Backward bounds walk from every value with bounds of its own to the inputs, and each walk meets the
 same relaxed ops over the same intervals. Equal calls are merged in what is emitted in any case;
 not recording them at all is what keeps a program of n relaxed ops from taking n² times the
-calls of a line to emit.
+calls of a line to emit. What runs keep of the like is in `runtime/shared_lines.py`.
 """
 
 from __future__ import annotations

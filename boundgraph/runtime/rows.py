@@ -360,7 +360,7 @@ class _Run:
         if steps:
             given = {key: _detached(value) for key, value in given.items()}
         # Detached values are this walk's own, and a checkpoint makes everything again.
-        lines = SharedLines(self.runner.program.nodes) if steps else self.lines
+        lines = self.lines.apart() if steps else self.lines
         shared = None if torch.is_grad_enabled() and not steps else lines
         if shared is not None and size < count:
             shared = shared.for_portions()

@@ -2,7 +2,8 @@
 
 Lines follow from the interval of an operand alone, and a smooth op takes hundreds of small steps to
 find them. Under `crown` every later walk comes through the op again: of an LSTM's time most went
-there.
+there. `ops/_sharing.py` does the like while a program is emitted, where keeping a result costs
+nothing; here it is memory, so that only lines that take long and come again are kept.
 """
 
 from __future__ import annotations
@@ -30,10 +31,18 @@ class SharedLines:
     """
 
     def __init__(self, nodes: Sequence[Node]) -> None:
-        counts = Counter(key for node in nodes if (key := _key(node)) is not None)
+        found = {str(node.result): _key(node) for node in nodes}
+        self._keys = {name: key for name, key in found.items() if key is not None}
+        counts = Counter(self._keys.values())
         self._shared = {key for key, count in counts.items() if count > 1}
         self._made: dict[Key, Lines] = {}
         self._of_walk: dict[Key, Lines] | None = None
+
+    def apart(self) -> SharedLines:
+        """The same without any lines yet, for values that are a walk's own."""
+        lines = copy(self)
+        lines._made = {}
+        return lines
 
     def for_portions(self) -> SharedLines:
         """Keeps the lines of other ops, too, for a walk that comes through in portions."""
@@ -51,7 +60,7 @@ class SharedLines:
             operands: the form on its result, the operand's interval and what else it reads.
             attrs: of the node, with sizes resolved.
         """
-        key = _key(node)
+        key = self._keys.get(str(node.result))
         if key is None:
             return None
         made = self._made if key in self._shared else self._of_walk

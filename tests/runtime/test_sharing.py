@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import pytest
 import torch
 from torch import fx, nn
@@ -76,7 +74,6 @@ def test_portions_of_a_walk_share_lines(monkeypatch: pytest.MonkeyPatch) -> None
     inputs = program.arguments((region.interval(),))
     # Looked up where lines are made.
     monkeypatch.setattr(shared_lines, "get", counting)
-    monkeypatch.setattr(shared_lines, "_key", functools.cache(shared_lines._key))
     usage = Usage()
     with torch.no_grad():
         bounds = program.run_within(inputs, max_memory=1 << 20, usage=usage)
