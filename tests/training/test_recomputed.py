@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from residual import Residual
 from torch import Tensor, fx, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
@@ -144,21 +145,6 @@ def test_dropout_draws_once():
     found = run(drawn, inputs, RecomputedBounds(1))[0]
     for one, other in zip(found, want, strict=True):
         torch.testing.assert_close(one, other)
-
-
-class Residual(nn.Module):
-    def __init__(self, smooth: bool) -> None:
-        super().__init__()
-        self.smooth = smooth
-        self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.last = nn.Linear(3 * 36, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.first(x)))
-        x = torch.relu(self.second(x) + x)
-        x = x.sigmoid() if self.smooth else x
-        return self.last(x.flatten(1))
 
 
 FUSED = pytest.param("crown-ibp", True, marks=pytest.mark.nightly)

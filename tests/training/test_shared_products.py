@@ -7,7 +7,8 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from residual import Residual
+from torch import Tensor, fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -166,19 +167,6 @@ def backend(seen: list[int]):
         return run(module, _)
 
     return aot_autograd(fw_compiler=run, inference_compiler=whole, partition_fn=cut)
-
-
-class Residual(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Conv2d(1, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
-        self.norm = nn.BatchNorm2d(3)
-        self.last = nn.Linear(3 * 36, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = torch.relu(self.norm(self.first(x)))
-        x = torch.relu(self.second(x) + x)
-        return self.last(x.flatten(1))
 
 
 def mixed(method: str) -> tuple[MixedLoss, Tensor, Tensor]:
